@@ -1,0 +1,19 @@
+// Compiled once per ISA level: that level's function table, filled at compile time.
+#include "table.h"
+
+#include "kernels.h"
+
+namespace grebe::GREBE_ISA {
+
+extern const Table table;
+const Table table = {
+#define UNARY(name) name,
+#define BINARY(name) name,
+#define OP(result, name, args) name,
+#include "../ops.def"
+#undef UNARY
+#undef BINARY
+#undef OP
+};
+
+}  // namespace grebe::GREBE_ISA

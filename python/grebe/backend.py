@@ -1,0 +1,60 @@
+"""From an array to what handles it: its kernel module and its array library.
+
+CPU arrays are ``numpy.ndarray`` and go to ``_cpu``; a CUDA array is a ``cupy.ndarray`` and goes to
+``_cuda``, loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _cpu
+
+Array = NDArray[Any]
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+_cpu.set_bfloat16(bfloat16.num)
+
+
+def kernels(array: Array) -> Any:
+    """The module whose kernels take `array`."""
+    if isinstance(array, np.ndarray):
+        return _cpu
+    raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
+
+
+def xp(array: Array) -> Any:
+    """The NumPy-like library of `array`: numpy or cupy."""
+    if isinstance(array, np.ndarray):
+        return np
+    raise TypeError(f"no array library for {type(array).__name__}")
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], like: Array | None = None) -> Array:
+    """An uninitialised C-ordered array on pooled memory, on the device of `like` (default: CPU)."""
+    result: Array = (_cpu if like is None else kernels(like)).empty(shape, dtype)
+    return result
+
+
+def empty_channels_last(shape: tuple[int, ...], dtype: np.dtype[Any], like: Array) -> Array:
+    """Like `empty` for a shape [N, C, ...] whose strides run channels-last."""
+    n, c, *spatial = shape
+    strides, step = [0] * len(shape), dtype.itemsize
+    for axis in (1, *range(len(shape) - 1, 1, -1), 0):
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+    result: Array = kernels(like).empty(shape, dtype, tuple(strides))
+    return result
+
+
+def contiguous(array: Array) -> Array:
+    """`array` itself if it is C-contiguous, aligned and native, else a copy that is."""
+    if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+        return array
+    copy = empty(array.shape, array.dtype.newbyteorder("="), array)
+    copy[...] = array
+    return copy
