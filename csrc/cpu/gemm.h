@@ -1,0 +1,358 @@
+// The packed matrix product, for every kernel that is one (matmul, convolution).
+//
+//   c[i, j] = epilogue(sum_k A[i, k] * B[k, j] + beta * c[i, j])
+//
+// The caller says how a panel of A and of B is packed, so neither has to exist as a matrix, and
+// what happens to a finished vector of c.
+//
+// Layout. The tile that stays in registers is kRows x kCols<T> (6 x 64 float32 with AVX-512, 6 x 16
+// with AVX2). A panel of A holds kRows rows, k-major: a[p * kRows + i]. A panel of B holds kCols
+// columns: b[p * kCols + j]. k is cut in equal blocks of at most kDepth (a panel of B stays in L2),
+// B further in blocks of kBlockCols columns (L3), A in blocks of kBlockRows rows.
+//
+// Threads pack both blocks together, wait, then take tasks (some row panels x some column panels)
+// from a counter. Every element of c is one chain of fused multiply-adds per k block, in order of k,
+// whoever computes it: the result does not depend on the number of threads.
+#pragma once
+#include <utility>
+
+#include "kernels.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+constexpr int kRows = 6;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kVectors = 4;  // 24 accumulators of 32 registers
+#else
+constexpr int kVectors = 2;  // 12 of 16
+#endif
+template <class T>
+constexpr int kCols = kVectors * static_cast<int>(lanes<T>);
+template <class T>
+constexpr int64_t kDepth = sizeof(T) == 4 ? 384 : 256;
+constexpr int64_t kBlockRows = 680 * kRows;
+constexpr int64_t kBlockCols = 2048;
+
+constexpr int64_t kParallelWork = 128 * 1024;  // multiply-adds: below, waking threads costs more
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// x in every lane. Not `vec{} + x`: that would turn -0 into +0 and cost an addition.
+template <class T>
+[[gnu::always_inline]] inline vec<T> broadcast(T x) {
+  return x - vec<T>{};
+}
+
+// Where a tile stands: how it starts (scale: factor of what c holds) and whether it is finished.
+template <class T>
+struct Stage {
+  T scale;
+  bool last;
+};
+
+struct NoEpilogue {
+  template <class V>
+  [[gnu::always_inline]] V operator()(V x, int64_t, int64_t, int64_t) const {
+    return x;
+  }
+};
+
+// acc[i][v] += sum over p < k of a[i * a_row + p * a_k] * b[p * b_k + v * lanes ...]. `tail`, where
+// kMasked: valid lanes of the last vector, the others are not read.
+template <class T, int R, int V, bool kMasked>
+[[gnu::always_inline]] inline void multiply_add(int64_t k, const T* a, int64_t a_row, int64_t a_k,
+                                                const T* b, int64_t b_k, int64_t tail,
+                                                vec<T> (&acc)[R][V]) {
+#pragma GCC unroll 2
+  for (int64_t p = 0; p < k; ++p) {
+    vec<T> x[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      x[v] = kMasked && v == V - 1 ? load_n(b + v * lanes<T>, tail) : load(b + v * lanes<T>);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+      const vec<T> y = broadcast(a[i * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[i][v] = fma(y, x[v], acc[i][v]);
+    }
+    a += a_k;
+    b += b_k;
+  }
+}
+
+// Tile of R rows and n columns, (V - 1) * lanes < n <= V * lanes, at (row, col) of c.
+template <class T, int R, int V, class Epilogue>
+[[gnu::always_inline]] inline void finish_tile(const vec<T> (&acc)[R][V], T* c, int64_t ldc,
+                                               int64_t n, const Stage<T>& stage, int64_t row,
+                                               int64_t col, const Epilogue& epilogue) {
+  constexpr int64_t L = lanes<T>;
+  const int64_t tail = n - (V - 1) * L;
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      T* const p = c + i * ldc + v * L;
+      const bool partial = v == V - 1 && tail < L;
+      vec<T> x = acc[i][v];
+      if (stage.scale != 0)
+        x = fma(broadcast(stage.scale), partial ? load_n(p, tail) : load(p), x);
+      if (stage.last) x = epilogue(x, row + i, col + v * L, partial ? tail : L);
+      if (partial)
+        store_n(p, x, tail);
+      else
+        store(p, x);
+    }
+  }
+}
+
+template <class T, int R, int V, class Epilogue>
+[[gnu::noinline]] void packed_tile(int64_t k, const T* a, const T* b, T* c, int64_t ldc, int64_t n,
+                                   const Stage<T>& stage, int64_t row, int64_t col,
+                                   const Epilogue& epilogue) {
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) __builtin_prefetch(c + i * ldc + v * lanes<T>, 1);
+  vec<T> acc[R][V] = {};
+  multiply_add<T, R, V, false>(k, a, 1, kRows, b, kCols<T>, 0, acc);
+  finish_tile(acc, c, ldc, n, stage, row, col, epilogue);
+}
+
+template <class T, int V, class... Args>
+[[gnu::always_inline]] inline void packed_tile_rows(int64_t rows, const Args&... args) {
+  static_assert(kRows == 6);
+  switch (rows) {
+    case 1: return packed_tile<T, 1, V>(args...);
+    case 2: return packed_tile<T, 2, V>(args...);
+    case 3: return packed_tile<T, 3, V>(args...);
+    case 4: return packed_tile<T, 4, V>(args...);
+    case 5: return packed_tile<T, 5, V>(args...);
+    default: return packed_tile<T, 6, V>(args...);
+  }
+}
+
+// rows x n of c, rows <= kRows, n <= kCols.
+template <class T, class Epilogue>
+inline void packed_tile_any(int64_t rows, int64_t k, const T* a, const T* b, T* c, int64_t ldc,
+                            int64_t n, const Stage<T>& stage, int64_t row, int64_t col,
+                            const Epilogue& epilogue) {
+  const int64_t vectors = (n + lanes<T> - 1) / lanes<T>;
+  auto with = [&](auto v) {
+    packed_tile_rows<T, v>(rows, k, a, b, c, ldc, n, stage, row, col, epilogue);
+  };
+  if (vectors == kVectors) return with(std::integral_constant<int, kVectors>{});
+  if constexpr (kVectors > 2) {
+    if (vectors == 3) return with(std::integral_constant<int, 3>{});
+    if (vectors == 2) return with(std::integral_constant<int, 2>{});
+  }
+  return with(std::integral_constant<int, 1>{});
+}
+
+// ---- packers for matrices ----
+
+// Lanes with bit S set and lanes without change places between a and b.
+template <int S, class V, int... I>
+[[gnu::always_inline]] inline void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
+  constexpr int L = sizeof...(I);
+  const V low = __builtin_shufflevector(a, b, (I & S ? I - S + L : I)...);
+  b = __builtin_shufflevector(a, b, (I & S ? I + L : I + S)...);
+  a = low;
+}
+
+// Transposes every N x N block of N vectors: lane h * N + j of x[i] <-> lane h * N + i of x[j].
+template <class T, int N, int S = N / 2>
+[[gnu::always_inline]] inline void transpose(vec<T> (&x)[N]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i)
+    if (!(i & S)) exchange<S>(x[i], x[i + S], std::make_integer_sequence<int, lanes<T>>{});
+  if constexpr (S > 1) transpose<T, N, S / 2>(x);
+}
+
+// A matrix in memory as the left operand, any strides; fast where one of them is 1.
+template <class T>
+struct PackLeft {
+  const T* data;
+  int64_t row_stride, k_stride;
+
+  void operator()(T* dst, int64_t row, int64_t rows, int64_t p, int64_t k) const {
+    const T* src = data + row * row_stride + p * k_stride;
+    int64_t q = 0;
+    if (row_stride == 1 && rows == kRows)
+      for (; q < k; ++q) __builtin_memcpy(dst + q * kRows, src + q * k_stride, kRows * sizeof(T));
+    else if (k_stride == 1)
+      q = transpose_rows(dst, src, rows, k);
+    for (; q < k; ++q)
+      for (int64_t i = 0; i < rows; ++i) dst[q * kRows + i] = src[i * row_stride + q * k_stride];
+  }
+
+ private:
+  // lanes<T> columns at a time; whole vectors are stored, what they spill over the column is
+  // overwritten by the next one: so the last columns are left to the caller.
+  int64_t transpose_rows(T* dst, const T* src, int64_t rows, int64_t k) const {
+    constexpr int L = lanes<T>, N = L < 8 ? L : 8, kGroups = (kRows + N - 1) / N;
+    const T* from[kGroups * N];
+    for (int64_t i = 0; i < kGroups * N; ++i) from[i] = src + (i < rows ? i : 0) * row_stride;
+    int64_t q = 0;
+    for (; q + L < k; q += L) {
+      vec<T> x[kGroups][N];
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) x[g][i] = load(from[g * N + i] + q);
+        transpose<T, N>(x[g]);
+      }
+#pragma GCC unroll 2
+      for (int h = 0; h < L / N; ++h)
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j)
+#pragma GCC unroll 4
+          for (int g = 0; g < kGroups; ++g)
+            __builtin_memcpy(dst + (q + h * N + j) * kRows + g * N,
+                             reinterpret_cast<const T*>(&x[g][j]) + h * N, N * sizeof(T));
+    }
+    return q;
+  }
+};
+
+// The same for the right operand.
+template <class T>
+struct PackRight {
+  const T* data;
+  int64_t k_stride, col_stride;
+
+  void operator()(T* dst, int64_t col, int64_t cols, int64_t p, int64_t k) const {
+    const T* src = data + p * k_stride + col * col_stride;
+    if (col_stride == 1) return copy_rows(dst, src, cols, k);
+    if (k_stride == 1) return transpose_columns(dst, src, cols, k);
+    for (int64_t q = 0; q < k; ++q)
+      for (int64_t j = 0; j < kCols<T>; ++j)
+        dst[q * kCols<T> + j] = j < cols ? src[q * k_stride + j * col_stride] : T(0);
+  }
+
+ private:
+  void copy_rows(T* dst, const T* src, int64_t cols, int64_t k) const {
+    constexpr int64_t L = lanes<T>;
+    for (int64_t q = 0; q < k; ++q, src += k_stride, dst += kCols<T>) {
+      if (cols == kCols<T>) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) store(dst + v * L, load(src + v * L));
+      } else {
+        int64_t j = 0;
+        for (; j + L <= cols; j += L) store(dst + j, load(src + j));
+        if (j < cols) store(dst + j, load_n(src + j, cols - j));
+      }
+    }
+  }
+
+  void transpose_columns(T* dst, const T* src, int64_t cols, int64_t k) const {
+    constexpr int L = lanes<T>;
+    for (int64_t j = 0; j < cols; j += L) {
+      for (int64_t q = 0; q < k; q += L) {
+        const int64_t n = smaller(L, k - q);
+        vec<T> x[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) {
+          const T* from = src + (j + i < cols ? j + i : j) * col_stride + q;
+          x[i] = n == L ? load(from) : load_n(from, n);
+        }
+        transpose<T, L>(x);
+        for (int i = 0; i < L; ++i)
+          if (i < n) store(dst + (q + i) * kCols<T> + j, x[i]);
+      }
+    }
+  }
+};
+
+// Bytes that gemm needs; 64-byte aligned, its own for the time of the call.
+template <class T>
+inline int64_t gemm_workspace(int64_t m, int64_t n, int64_t k) {
+  const int64_t rows = divide_up(smaller(m, kBlockRows), kRows) * kRows;
+  const int64_t cols = divide_up(smaller(n, kBlockCols), kCols<T>) * kCols<T>;
+  const int64_t a = (rows * smaller(k, kDepth<T>) * sizeof(T) + 63) / 64 * 64;
+  return a + cols * smaller(k, kDepth<T>) * sizeof(T) + 256;
+}
+
+// Row panels x column panels per task: at most 32 x 4 (A's part stays in L2), fewer where that
+// leaves too few tasks to keep all threads busy to the end.
+struct TaskGrid {
+  int64_t rows, cols, count_rows, count_cols;
+  TaskGrid(int64_t row_panels, int64_t col_panels, int threads)
+      : rows(smaller(row_panels, 32)), cols(smaller(col_panels, 4)) {
+    while (threads > 1 && (rows > 1 || cols > 1) &&
+           divide_up(row_panels, rows) * divide_up(col_panels, cols) < 3 * threads) {
+      if (cols > 1)
+        cols = (cols + 1) / 2;
+      else
+        rows = (rows + 1) / 2;
+    }
+    count_rows = divide_up(row_panels, rows);
+    rows = divide_up(row_panels, count_rows);
+    count_cols = divide_up(col_panels, cols);
+  }
+};
+
+// c is m x n, row-major with row stride ldc; m, n, k >= 1. beta == 0: c is not read.
+//
+// pack_a(dst, row, rows, p, k): rows <= kRows rows from `row`, k columns from p:
+//   dst[q * kRows + i] = A[row + i, p + q]. Rows beyond `rows` are never used.
+// pack_b(dst, col, cols, p, k): cols <= kCols columns from `col`:
+//   dst[q * kCols + j] = B[p + q, col + j]. Lanes beyond `cols` are read up to a whole vector and
+//   thrown away: fill them with zeros.
+// epilogue(x, row, col, n) -> vec<T>: called once for every finished vector of c, c[row, col...],
+//   n <= lanes of it valid. Both packers and the epilogue are called from several threads.
+//
+// `workspace`: gemm_workspace<T>(m, n, k) bytes. Runs serially inside a parallel section.
+template <class T, class PackA, class PackB, class Epilogue>
+void gemm(int64_t m, int64_t n, int64_t k, const PackA& pack_a, const PackB& pack_b, T* c,
+          int64_t ldc, T beta, const Epilogue& epilogue, void* workspace) {
+  const int64_t depth = divide_up(k, divide_up(k, kDepth<T>));
+  const int64_t row_panels = divide_up(smaller(m, kBlockRows), kRows);
+  int64_t* const next_task = static_cast<int64_t*>(workspace);  // two counters, a cache line apart
+  T* const a = static_cast<T*>(workspace) + 256 / sizeof(T);
+  T* const b = a + divide_up(row_panels * kRows * depth * sizeof(T), 64) * 64 / sizeof(T);
+  next_task[0] = next_task[16] = 0;
+
+  const bool large = m * n >= kParallelWork / (k < kParallelWork ? k : kParallelWork);
+  parallel_region(large ? num_threads() : 1, [&](int thread, int threads) {
+    int phase = 0;
+    for (int64_t p = 0; p < k; p += depth) {
+      const int64_t ks = smaller(depth, k - p);
+      const Stage<T> stage{p == 0 ? beta : T(1), p + ks == k};
+      for (int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
+        const int64_t rows = smaller(kBlockRows, m - i0), panels = divide_up(rows, kRows);
+        for (int64_t j0 = 0; j0 < n; j0 += kBlockCols, phase ^= 16) {
+          const int64_t cols = smaller(kBlockCols, n - j0), strips = divide_up(cols, kCols<T>);
+          if (j0 == 0)
+            for (int64_t i = panels * thread / threads; i < panels * (thread + 1) / threads; ++i)
+              pack_a(a + i * kRows * ks, i0 + i * kRows, smaller(kRows, rows - i * kRows), p, ks);
+          for (int64_t j = strips * thread / threads; j < strips * (thread + 1) / threads; ++j)
+            pack_b(b + j * kCols<T> * ks, j0 + j * kCols<T>,
+                   smaller(kCols<T>, cols - j * kCols<T>), p, ks);
+          if (thread == 0) next_task[phase ^ 16] = 0;
+          if (threads > 1) barrier();
+          const TaskGrid grid(panels, strips, threads);
+          for (;;) {
+            const int64_t task = __atomic_fetch_add(next_task + phase, 1, __ATOMIC_RELAXED);
+            if (task >= grid.count_rows * grid.count_cols) break;
+            const int64_t first_i = task / grid.count_cols * grid.rows;
+            const int64_t first_j = task % grid.count_cols * grid.cols;
+            for (int64_t j = first_j; j < smaller(first_j + grid.cols, strips); ++j)
+              for (int64_t i = first_i; i < smaller(first_i + grid.rows, panels); ++i) {
+                const int64_t row = i0 + i * kRows, col = j0 + j * kCols<T>;
+                packed_tile_any<T>(smaller(kRows, m - row), ks, a + i * kRows * ks,
+                                   b + j * kCols<T> * ks, c + row * ldc + col, ldc,
+                                   smaller(kCols<T>, n - col), stage, row, col, epilogue);
+              }
+          }
+          if (threads > 1) barrier();
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace grebe::GREBE_ISA
