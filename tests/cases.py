@@ -1,0 +1,247 @@
+"""The calls that are tested and timed: one list for tests/test_ops.py, one for bench/run.py.
+
+A case names its row of reference.REFERENCES and a function under the path it has both in grebe and
+in PyTorch, so that the same line serves the reference test, the parity test and the benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Shape = tuple[int, ...]
+Inputs = Callable[[Generator], Sequence[Array]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: `call(lib, *inputs, **kwargs)`, or the function at the dotted path `call` in lib.
+
+    Floating inputs are cast to the dtype under test and differentiated; others are left alone.
+    `floor` is the error allowed in any case, in units of the dtype's epsilon times the largest
+    result. `flops` and `bytes` are the work of one forward call, for the benchmark's rates.
+    """
+
+    op: str
+    call: str | Callable[..., Any]
+    inputs: Inputs
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    floor: float = 8.0
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __str__(self) -> str:
+        words = [self.label or str(getattr(self.inputs, "label", ""))]
+        words += [f"{name}={value}" for name, value in self.kwargs.items()]
+        return f"{self.op}({', '.join(word for word in words if word)})".replace(" ", "")
+
+    @property
+    def is_edge(self) -> bool:
+        """Are the inputs at kinks, ties or infinities, where finite differences say nothing?"""
+        return isinstance(self.inputs, given)
+
+    def draw(self, dtype: Any, seed: int = 0) -> list[Array]:
+        """The inputs, the same for every dtype up to rounding."""
+        arrays = self.inputs(np.random.default_rng(seed))
+        return [a.astype(dtype) if a.dtype.kind == "f" else a for a in arrays]
+
+    def run(self, lib: ModuleType, *inputs: Any) -> Any:
+        """The call with `lib` (grebe or torch) on its tensors."""
+        if callable(self.call):
+            return self.call(lib, *inputs, **self.kwargs)
+        return reduce(getattr, self.call.split("."), lib)(*inputs, **self.kwargs)  # type: ignore
+
+
+class normal:
+    """Inputs ~ N(0, 1), times `scale`."""
+
+    def __init__(self, *shapes: Shape, scale: float = 1.0) -> None:
+        self.shapes, self.scale = shapes, scale
+        self.label = ",".join("x".join(map(str, s)) or "scalar" for s in shapes)
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        return [np.asarray(rng.standard_normal(s) * self.scale) for s in self.shapes]
+
+
+class positive(normal):
+    """Inputs uniform in (0.5, 2): away from the poles of log, sqrt and 1 / x."""
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        return [np.asarray(rng.uniform(0.5, 2.0, s)) for s in self.shapes]
+
+
+class given:
+    """These very inputs, for edge cases. Their references are not differentiated numerically."""
+
+    def __init__(self, label: str, *arrays: Any) -> None:
+        self.label, self.arrays = label, arrays
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        return [np.array(a) for a in self.arrays]
+
+
+class with_labels:
+    """Logits ~ N(0, 1) of `shape` and int64 class numbers of shape `target`."""
+
+    def __init__(self, shape: Shape, classes: int, target: Shape) -> None:
+        self.shape, self.classes, self.target = shape, classes, target
+        self.label = "x".join(map(str, shape))
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        return [rng.standard_normal(self.shape), rng.integers(0, self.classes, self.target)]
+
+
+def case(op: str, call: str | Callable[..., Any], inputs: Inputs, **kwargs: Any) -> Case:
+    """A Case whose keyword arguments go to the function."""
+    return Case(op, call, inputs, kwargs)
+
+
+INF, NAN = float("inf"), float("nan")
+CASES: list[Case] = []
+
+# ---- elementwise ----
+# Sizes around the vector widths, one above the thread threshold, empty, scalar.
+SIZES: list[Shape] = [(), (0,), (1,), (7,), (3, 5), (2, 16), (17,), (33,), (2, 3, 64), (300, 257)]
+BROADCAST = [
+    ((3, 1), (1, 4)),
+    ((5,), (2, 3, 5)),
+    ((4, 1, 6), (3, 1)),
+    ((), (3, 4)),
+    ((200, 300), (300,)),
+    ((200, 300), (200, 1)),
+    ((0, 3), (1, 3)),
+]
+EDGES = [0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 20.0, -20.0, 80.0, -80.0, INF, -INF, NAN]
+
+SMOOTH = "neg abs square exp expm1 sin cos tanh erf sigmoid relu".split()
+POSITIVE = "sqrt rsqrt log log1p reciprocal".split()
+CASES += [case(op, op, normal(s)) for op in SMOOTH for s in SIZES]
+CASES += [case(op, op, positive(s)) for op in POSITIVE for s in SIZES]
+F_SMOOTH = "gelu silu elu".split()
+CASES += [case(op, f"nn.functional.{op}", normal(s)) for op in F_SMOOTH for s in SIZES]
+CASES += [
+    case("leaky_relu", "nn.functional.leaky_relu", normal(s), negative_slope=0.1) for s in SIZES
+]
+CASES += [case("clamp", "clamp", normal(s), min=-0.5, max=0.7) for s in SIZES]
+CASES += [case(op, op, given("edges", EDGES)) for op in ("exp", "tanh", "sigmoid", "relu", "erf")]
+CASES += [case(op, op, normal(s, s)) for op in ("add", "sub", "mul") for s in SIZES]
+CASES += [case(op, op, normal(a, b)) for op in ("add", "sub", "mul") for a, b in BROADCAST]
+CASES += [case(op, op, positive(a, b)) for op in ("div", "pow") for a, b in BROADCAST]
+CASES += [case(op, op, normal(a, b)) for op in ("maximum", "minimum") for a, b in BROADCAST]
+CASES += [
+    case(op, op, given("ties", [1.0, 2.0, 3.0], [1.0, 3.0, 2.0])) for op in ("maximum", "minimum")
+]
+CASES += [
+    case("where", "where", lambda rng, s=s: [rng.random(s) < 0.5, *normal(s, s)(rng)])
+    for s in SIZES
+]
+
+# ---- reduce ----
+REDUCED = [
+    ((7,), {}),
+    ((3, 5), {}),
+    ((300, 257), {}),
+    ((300, 257), {"dim": 0}),
+    ((300, 257), {"dim": 1}),
+    ((4, 5, 6), {"dim": 1, "keepdim": True}),
+    ((4, 5, 6), {"dim": (0, 2)}),
+    ((1, 70000), {"dim": 1}),
+    ((70000, 1), {"dim": 0}),
+    ((2, 3, 33), {"dim": -1}),
+]
+CASES += [
+    case(op, op, normal(s), **kw) for op in ("sum", "mean", "var", "std") for s, kw in REDUCED
+]
+CASES += [case(op, op, normal(s), **kw) for op in ("amax", "amin") for s, kw in REDUCED if kw]
+CASES += [
+    case("sum", "sum", normal(s), **kw) for s, kw in [((0,), {}), ((0, 3), {"dim": 0}), ((), {})]
+]
+CASES += [case("amax", "amax", given("ties", [[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]]), dim=1)]
+CASES += [case("prod", "prod", positive((5, 9)), dim=d) for d in (0, 1)]
+CASES += [case("cumsum", "cumsum", normal((5, 90)), dim=d) for d in (0, 1)]
+
+# ---- matmul ----
+MATMUL = [
+    ((1, 1), (1, 1)),
+    ((5,), (5,)),
+    ((3, 5), (5,)),
+    ((5,), (5, 4)),
+    ((2, 3), (3, 4)),
+    ((7, 13), (13, 17)),
+    ((6, 784), (784, 25)),
+    ((65, 64), (64, 63)),
+    ((100, 10), (10, 100)),
+    ((130, 257), (257, 129)),
+    ((2, 5, 7), (2, 7, 3)),
+    ((4, 1, 5, 6), (3, 6, 2)),
+    ((3, 4, 5), (5, 2)),
+    ((0, 3), (3, 4)),
+    ((2, 0), (0, 4)),
+]
+CASES += [case("matmul", "matmul", normal(a, b)) for a, b in MATMUL]
+LINEAR = [((5, 7), 3), ((256, 84), 10), ((1, 10), 10), ((4, 6, 8), 5), ((7,), 4), ((0, 4), 3)]
+CASES += [case("linear", "nn.functional.linear", normal(x, (n, x[-1]), (n,))) for x, n in LINEAR]
+CASES += [case("linear", "nn.functional.linear", normal((9, 33), (17, 33)))]
+
+# ---- conv ----
+
+# ---- pool ----
+
+# ---- norm ----
+
+# ---- softmax ----
+ROWS = [((5,), 0), ((3, 5), 1), ((3, 5), 0), ((300, 257), -1), ((2, 1000), 1), ((4, 5, 6), 1)]
+ROW_EDGES = [
+    ("huge", [[1000.0, -1000.0, 999.0], [-1000.0, -1000.0, -1000.0]]),
+    ("masked", [[-INF, 0.0, 1.0], [-INF, -INF, 2.0]]),
+    ("nan", [[NAN, 0.0, 1.0], [0.0, 1.0, 2.0]]),
+]
+CASES += [
+    case(op, op, normal(s), dim=d)
+    for op in ("softmax", "log_softmax", "logsumexp")
+    for s, d in ROWS
+]
+CASES += [
+    case(op, op, given(label, rows), dim=1)
+    for op in ("softmax", "log_softmax", "logsumexp")
+    for label, rows in ROW_EDGES
+]
+
+# ---- loss ----
+
+# ---- timed ----
+BENCH: list[Case] = []
+
+
+def timed(
+    op: str,
+    call: str | Callable[..., Any],
+    inputs: Inputs,
+    flops: float = 0.0,
+    bytes: float = 0.0,
+    **kwargs: Any,
+) -> None:
+    """Adds a line to the benchmark: the same case, with the work of one forward call."""
+    BENCH.append(Case(op, call, inputs, kwargs, flops=flops, bytes=bytes))
+
+
+for n in (64, 128, 256, 512, 1024, 2048):
+    timed("matmul", "matmul", normal((n, n), (n, n)), flops=2.0 * n**3)
+for n in (10_000, 1_000_000, 10_000_000):
+    timed("add", "add", normal((n,), (n,)), bytes=12.0 * n)
+    timed("relu", "relu", normal((n,)), bytes=8.0 * n)
+    timed("exp", "exp", normal((n,)), bytes=8.0 * n)
+    timed("sum", "sum", normal((n,)), bytes=4.0 * n)
+for shape in ((256, 10), (4096, 1000), (1024, 50257)):
+    size = 8.0 * shape[0] * shape[1]
+    timed("softmax", "softmax", normal(shape), dim=1, bytes=size)
+    timed("log_softmax", "log_softmax", normal(shape), dim=1, bytes=size)
+    timed("logsumexp", "logsumexp", normal(shape), dim=1, bytes=size / 2)

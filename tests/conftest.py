@@ -1,0 +1,18 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import grebe
+
+
+@pytest.fixture(autouse=True)
+def same_start() -> Iterator[None]:
+    """Every test starts from the same random state and leaves the number of threads as it was."""
+    threads = grebe.get_num_threads()
+    grebe.manual_seed(0)
+    yield
+    grebe.set_num_threads(threads)

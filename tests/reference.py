@@ -1,0 +1,361 @@
+"""What every operation should compute, in plain NumPy: forward and backward of each.
+
+The functions follow the dtype of their inputs. Called with float64 (or long double) they are the
+truth that kernels are measured against; called with the kernel's own dtype they show what error
+is normal. The backward functions are themselves checked by test_reference.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """forward(*inputs, **kwargs) -> y;  backward(dy, *inputs, **kwargs) -> one gradient per input.
+
+    A gradient is None where the input is not differentiable.
+    """
+
+    forward: Callable[..., Array]
+    backward: Callable[..., Sequence[Array | None]] | None
+
+
+REFERENCES: dict[str, Reference] = {}
+
+
+def reference(name: str) -> Callable[[type], type]:
+    """Class decorator: registers the class's `forward` and, if there is one, `backward`."""
+
+    def register(functions: type) -> type:
+        assert name not in REFERENCES, f"two references for {name}"
+        REFERENCES[name] = Reference(functions.forward, getattr(functions, "backward", None))
+        return functions
+
+    return register
+
+
+def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Sums `grad` over the axes along which an operand of `shape` was broadcast."""
+    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
+    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
+    return grad.sum(axis=stretched, keepdims=True).reshape(shape)
+
+
+def vectorize(f: Callable[[float], float]) -> Callable[[Array], Array]:
+    """A function of the standard library over an array, computed in double precision."""
+
+    def over(x: Array) -> Array:
+        flat = [f(float(v)) for v in x.ravel()]
+        return np.array(flat, dtype=np.float64).reshape(x.shape).astype(x.dtype)
+
+    return over
+
+
+# ---- elementwise ----
+
+erf = vectorize(math.erf)
+
+
+def sigmoid(x: Array) -> Array:
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), 1 - 1 / (1 + np.exp(-np.abs(x))))
+
+
+def softplus(x: Array) -> Array:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def gelu(x: Array) -> Array:
+    return x * (1 + erf(x / math.sqrt(2))) / 2
+
+
+def gelu_slope(x: Array) -> Array:
+    density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return (1 + erf(x / math.sqrt(2))) / 2 + x * density
+
+
+def unary(name: str, f: Callable[..., Array], slope: Callable[..., Any]) -> None:
+    """y = f(x; **kwargs) element by element, and its derivative slope(x; **kwargs)."""
+    REFERENCES[name] = Reference(f, lambda g, x, **kwargs: (g * slope(x, **kwargs),))
+
+
+unary("neg", np.negative, lambda x: -1)
+unary("abs", np.abs, np.sign)
+unary("square", np.square, lambda x: 2 * x)
+unary("reciprocal", np.reciprocal, lambda x: -1 / (x * x))
+unary("sqrt", np.sqrt, lambda x: 0.5 / np.sqrt(x))
+unary("rsqrt", lambda x: 1 / np.sqrt(x), lambda x: -0.5 / (x * np.sqrt(x)))
+unary("exp", np.exp, np.exp)
+unary("expm1", np.expm1, np.exp)
+unary("log", np.log, lambda x: 1 / x)
+unary("log1p", np.log1p, lambda x: 1 / (1 + x))
+unary("sin", np.sin, np.cos)
+unary("cos", np.cos, lambda x: -np.sin(x))
+unary("tanh", np.tanh, lambda x: 1 - np.tanh(x) ** 2)
+unary("erf", erf, lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x))
+unary("sigmoid", sigmoid, lambda x: sigmoid(x) * sigmoid(-x))
+unary("relu", lambda x: np.maximum(x, 0), lambda x: ~(x <= 0))
+unary(
+    "leaky_relu",
+    lambda x, negative_slope: np.where(x > 0, x, x * negative_slope),
+    lambda x, negative_slope: np.where(x > 0, 1, negative_slope).astype(x.dtype),
+)
+unary(
+    "elu",
+    lambda x, alpha=1.0: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+    lambda x, alpha=1.0: np.where(x > 0, 1, alpha * np.exp(np.minimum(x, 0))),
+)
+unary("gelu", gelu, gelu_slope)
+unary(
+    "silu",
+    lambda x: x * sigmoid(x),
+    lambda x: sigmoid(x) * (1 + x * sigmoid(-x)),
+)
+unary(
+    "clamp",
+    lambda x, min=None, max=None: np.clip(x, min, max),
+    lambda x, min=-math.inf, max=math.inf: (x >= min) & (x <= max),
+)
+
+
+def binary(name: str, f: Callable[..., Array], slopes: Callable[..., tuple[Any, Any]]) -> None:
+    """y = f(a, b) with broadcasting, and both partial derivatives."""
+
+    def backward(g: Array, a: Array, b: Array, **kwargs: Any) -> tuple[Array, Array]:
+        da, db = slopes(a, b, **kwargs)
+        return unbroadcast(g * da, a.shape), unbroadcast(g * db, b.shape)
+
+    REFERENCES[name] = Reference(f, backward)
+
+
+def prefer(better: Array, a: Array, b: Array) -> Array:
+    """The slope of maximum or minimum for `a`: a tie gives half to each side, as in PyTorch."""
+    return np.where(a == b, 0.5, better).astype(a.dtype)
+
+
+binary("add", np.add, lambda a, b: (1, 1))
+binary("sub", np.subtract, lambda a, b: (1, -1))
+binary("mul", np.multiply, lambda a, b: (b, a))
+binary("div", np.divide, lambda a, b: (1 / b, -a / (b * b)))
+binary("pow", np.power, lambda a, b: (b * a ** (b - 1), a**b * np.log(a)))
+binary("maximum", np.maximum, lambda a, b: (prefer(a > b, a, b), prefer(b > a, a, b)))
+binary("minimum", np.minimum, lambda a, b: (prefer(a < b, a, b), prefer(b < a, a, b)))
+
+
+@reference("where")
+class Where:
+    @staticmethod
+    def forward(condition: Array, a: Array, b: Array) -> Array:
+        return np.where(condition, a, b)
+
+    @staticmethod
+    def backward(g: Array, condition: Array, a: Array, b: Array) -> tuple[None, Array, Array]:
+        return (
+            None,
+            unbroadcast(np.where(condition, g, 0), a.shape),
+            unbroadcast(np.where(condition, 0, g), b.shape),
+        )
+
+
+# ---- reduce ----
+
+Axis = int | tuple[int, ...] | None
+
+
+def stretch(g: Array, x: Array, dim: Axis, keepdim: bool) -> Array:
+    """The result of a reduction over `dim` brought back to a shape that broadcasts with x."""
+    if dim is None:
+        return g.reshape((1,) * x.ndim)
+    return g if keepdim else np.expand_dims(g, dim)
+
+
+@reference("sum")
+class Sum:
+    @staticmethod
+    def forward(x: Array, dim: Axis = None, keepdim: bool = False) -> Array:
+        return x.sum(axis=dim, keepdims=keepdim)
+
+    @staticmethod
+    def backward(g: Array, x: Array, dim: Axis = None, keepdim: bool = False) -> tuple[Array]:
+        return (np.broadcast_to(stretch(g, x, dim, keepdim), x.shape),)
+
+
+@reference("mean")
+class Mean:
+    @staticmethod
+    def forward(x: Array, dim: Axis = None, keepdim: bool = False) -> Array:
+        return x.mean(axis=dim, keepdims=keepdim)
+
+    @staticmethod
+    def backward(g: Array, x: Array, dim: Axis = None, keepdim: bool = False) -> tuple[Array]:
+        share = g.dtype.type(g.size) / x.size
+        return (np.broadcast_to(stretch(g * share, x, dim, keepdim), x.shape),)
+
+
+@reference("var")
+class Var:
+    @staticmethod
+    def forward(x: Array, dim: Axis = None, correction: int = 1, keepdim: bool = False) -> Array:
+        return x.var(axis=dim, ddof=correction, keepdims=keepdim)
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, dim: Axis = None, correction: int = 1, keepdim: bool = False
+    ) -> tuple[Array]:
+        g = stretch(g, x, dim, keepdim)
+        count = x.size // g.size
+        return (g * 2 * (x - x.mean(axis=dim, keepdims=True)) / (count - correction),)
+
+
+@reference("std")
+class Std:
+    @staticmethod
+    def forward(x: Array, dim: Axis = None, correction: int = 1, keepdim: bool = False) -> Array:
+        return x.std(axis=dim, ddof=correction, keepdims=keepdim)
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, dim: Axis = None, correction: int = 1, keepdim: bool = False
+    ) -> tuple[Array]:
+        s = x.std(axis=dim, ddof=correction, keepdims=keepdim)
+        return (Var.backward(g / (2 * s), x, dim, correction, keepdim)[0],)
+
+
+def extremum(best: Callable[..., Array]) -> type:
+    class Extremum:
+        @staticmethod
+        def forward(x: Array, dim: Axis = None, keepdim: bool = False) -> Array:
+            return best(x, axis=dim, keepdims=keepdim)
+
+        @staticmethod
+        def backward(g: Array, x: Array, dim: Axis = None, keepdim: bool = False) -> tuple[Array]:
+            hit = x == best(x, axis=dim, keepdims=True)
+            return (stretch(g, x, dim, keepdim) * hit / hit.sum(axis=dim, keepdims=True),)
+
+    return Extremum
+
+
+reference("amax")(extremum(np.max))
+reference("amin")(extremum(np.min))
+
+
+@reference("prod")
+class Prod:
+    @staticmethod
+    def forward(x: Array, dim: int) -> Array:
+        return x.prod(axis=dim)
+
+    @staticmethod
+    def backward(g: Array, x: Array, dim: int) -> tuple[Array]:
+        return (np.expand_dims(g * x.prod(axis=dim), dim) / x,)
+
+
+@reference("cumsum")
+class Cumsum:
+    @staticmethod
+    def forward(x: Array, dim: int) -> Array:
+        return x.cumsum(axis=dim)
+
+    @staticmethod
+    def backward(g: Array, x: Array, dim: int) -> tuple[Array]:
+        return (np.flip(np.flip(g, dim).cumsum(axis=dim), dim),)
+
+
+# ---- matmul ----
+
+
+def transpose(x: Array) -> Array:
+    return np.swapaxes(x, -1, -2)
+
+
+@reference("matmul")
+class Matmul:
+    forward = staticmethod(np.matmul)
+
+    @staticmethod
+    def backward(g: Array, a: Array, b: Array) -> tuple[Array, Array]:
+        a2 = a[None, :] if a.ndim == 1 else a
+        b2 = b[:, None] if b.ndim == 1 else b
+        g = np.expand_dims(g, -1) if b.ndim == 1 else g
+        g = np.expand_dims(g, -2) if a.ndim == 1 else g
+        da = unbroadcast(g @ transpose(b2), a2.shape)
+        db = unbroadcast(transpose(a2) @ g, b2.shape)
+        return da.reshape(a.shape), db.reshape(b.shape)
+
+
+@reference("linear")
+class Linear:
+    @staticmethod
+    def forward(x: Array, weight: Array, bias: Array | None = None) -> Array:
+        y = x @ weight.T
+        return y if bias is None else y + bias
+
+    @staticmethod
+    def backward(g: Array, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, ...]:
+        rows = g.reshape(-1, g.shape[-1])
+        dw = rows.T @ x.reshape(-1, x.shape[-1])
+        return (g @ weight, dw) if bias is None else (g @ weight, dw, rows.sum(axis=0))
+
+
+# ---- conv ----
+
+# ---- pool ----
+
+# ---- norm ----
+
+# ---- softmax ----
+
+
+def log_sum_exp(x: Array, dim: int) -> Array:
+    """log sum exp(x) over `dim`, kept; a row of -inf gives -inf."""
+    top = x.max(axis=dim, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(x - top).sum(axis=dim, keepdims=True)) + top
+
+
+@reference("softmax")
+class Softmax:
+    @staticmethod
+    def forward(x: Array, dim: int) -> Array:
+        e = np.exp(x - x.max(axis=dim, keepdims=True))
+        return e / e.sum(axis=dim, keepdims=True)
+
+    @staticmethod
+    def backward(g: Array, x: Array, dim: int) -> tuple[Array]:
+        y = Softmax.forward(x, dim)
+        return (y * (g - (g * y).sum(axis=dim, keepdims=True)),)
+
+
+@reference("log_softmax")
+class LogSoftmax:
+    @staticmethod
+    def forward(x: Array, dim: int) -> Array:
+        return x - log_sum_exp(x, dim)
+
+    @staticmethod
+    def backward(g: Array, x: Array, dim: int) -> tuple[Array]:
+        return (g - np.exp(LogSoftmax.forward(x, dim)) * g.sum(axis=dim, keepdims=True),)
+
+
+@reference("logsumexp")
+class LogSumExp:
+    @staticmethod
+    def forward(x: Array, dim: int, keepdim: bool = False) -> Array:
+        y = log_sum_exp(x, dim)
+        return y if keepdim else np.squeeze(y, dim)
+
+    @staticmethod
+    def backward(g: Array, x: Array, dim: int, keepdim: bool = False) -> tuple[Array]:
+        g = g if keepdim else np.expand_dims(g, dim)
+        return (g * np.exp(x - log_sum_exp(x, dim)),)
+
+
+# ---- loss ----
