@@ -8,7 +8,7 @@
 #include "../parallel.h"
 #include "../random.h"
 #include "../view.h"
-#include "simd.h"
+#include "simd_math.h"
 
 namespace grebe {
 
