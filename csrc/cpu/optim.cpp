@@ -1,0 +1,349 @@
+// Optimizer steps: one pass over all parameters of a group.
+//
+// A step is elementwise over up to five arrays of equal dense layout (parameter, gradient, state),
+// so the whole list runs as one flat loop: the tensors are laid end to end, each padded to kPad
+// elements, and the flat range is cut into fixed chunks. One parallel section serves a model of
+// many small tensors, and no result depends on where a chunk ends.
+//
+// Floor: memory. Bytes per float32 element: SGD 12, with momentum 20, Adam 28, Adagrad 20.
+// Measured shares: docs/kernels/optim.md.
+#include "kernels.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+constexpr int64_t kPad = 64;       // elements: keeps chunk boundaries on whole vectors
+constexpr int64_t kChunk = 16384;  // elements
+
+inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+int64_t flat_size(Views list) {
+  int64_t total = 0;
+  for (int64_t k = 0; k < list.size; ++k) total += padded(numel(list.items[k]));
+  return total;
+}
+
+// f(tensor, begin, end, chunk) for pieces that cover all tensors; a piece lies within one chunk,
+// and the pieces of a chunk come in order from one thread.
+template <class F>
+void for_each_piece(Views list, const F& f) {
+  parallel_for(flat_size(list), kChunk, [&](int64_t begin, int64_t end) {
+    int64_t start = 0;
+    for (int64_t k = 0; k < list.size && start < end; ++k) {
+      const int64_t n = numel(list.items[k]), next = start + padded(n);
+      int64_t at = begin > start ? begin : start;
+      while (at < next && at < end) {
+        const int64_t chunk = at / kChunk;
+        const int64_t boundary = (chunk + 1) * kChunk, stop = boundary < next ? boundary : next;
+        const int64_t piece_end = stop - start < n ? stop - start : n;
+        if (at - start < piece_end) f(k, at - start, piece_end, chunk);
+        at = stop;
+      }
+      start = next;
+    }
+  });
+}
+
+// ---- updates ----
+
+enum { kParam, kGrad, kState1, kState2, kState3, kStreams };
+
+// update(v) on vectors of all streams; absent streams are zero and not stored.
+template <class T, class Update>
+void update_piece(T* const (&p)[kStreams], int64_t n, const Update& update) {
+  vec<T> v[kStreams] = {};
+  int64_t i = 0;
+  for (; i + lanes<T> <= n; i += lanes<T>) {
+    for (int s = 0; s < kStreams; ++s)
+      if (p[s]) v[s] = load(p[s] + i);
+    update(v);
+    for (int s = 0; s < kStreams; ++s)
+      if (p[s] && s != kGrad) store(p[s] + i, v[s]);
+  }
+  if (i == n) return;
+  for (int s = 0; s < kStreams; ++s)
+    if (p[s]) v[s] = load_n(p[s] + i, n - i);
+  update(v);
+  for (int s = 0; s < kStreams; ++s)
+    if (p[s] && s != kGrad) store_n(p[s] + i, v[s], n - i);
+}
+
+template <class T, class Update>
+void update_tensor(const Views (&lists)[kStreams], int64_t k, int64_t begin, int64_t end,
+                   const Update& update) {
+  T* p[kStreams] = {};
+  for (int s = 0; s < kStreams; ++s)
+    if (lists[s].size) p[s] = data<T>(lists[s].items[k]) + begin;
+  update_piece<T>(p, end - begin, update);
+}
+
+// Update<T>(options) holds the step's constants in the tensors' own precision.
+template <template <class> class Update, class Options>
+void step(const Views (&lists)[kStreams], const Options& o) {
+  const Update<float> single(o);
+  const Update<double> twice(o);
+  for_each_piece(lists[kParam], [&](int64_t k, int64_t begin, int64_t end, int64_t) {
+    if (lists[kParam].items[k].dtype == DType::kFloat32)
+      update_tensor<float>(lists, k, begin, end, single);
+    else
+      update_tensor<double>(lists, k, begin, end, twice);
+  });
+}
+
+// The gradient as every rule starts: sign for maximize, L2 penalty.
+template <class T>
+struct Gradient {
+  T sign, decay;
+  Gradient(bool maximize, double weight_decay)
+      : sign(maximize ? -1 : 1), decay(static_cast<T>(weight_decay)) {}
+  vec<T> operator()(const vec<T>* v) const {
+    const vec<T> g = v[kGrad] * sign;
+    return decay != 0 ? fma(v[kParam], splat(decay), g) : g;
+  }
+};
+
+struct SgdOptions {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize, first;
+};
+
+template <class T>
+struct Sgd {
+  Gradient<T> gradient;
+  T lr, momentum, fresh;
+  bool nesterov, first;
+  explicit Sgd(const SgdOptions& o)
+      : gradient(o.maximize, o.weight_decay),
+        lr(static_cast<T>(o.lr)),
+        momentum(static_cast<T>(o.momentum)),
+        fresh(static_cast<T>(1 - o.dampening)),
+        nesterov(o.nesterov),
+        first(o.first) {}
+  void operator()(vec<T>* v) const {
+    vec<T> g = gradient(v);
+    if (momentum != 0) {
+      vec<T>& buffer = v[kState1];
+      buffer = first ? g : fma(buffer, splat(momentum), g * fresh);
+      g = nesterov ? fma(buffer, splat(momentum), g) : buffer;
+    }
+    v[kParam] = fma(g, splat(-lr), v[kParam]);
+  }
+};
+
+struct AdamOptions {
+  double step_size, beta1, beta2, eps, weight_decay, decay, correction2;
+  bool amsgrad, maximize;
+};
+
+template <class T>
+struct Adam {
+  Gradient<T> gradient;
+  T step_size, fresh1, beta2, fresh2, eps, decay, scale;
+  bool amsgrad;
+  explicit Adam(const AdamOptions& o)
+      : gradient(o.maximize, o.weight_decay),
+        step_size(static_cast<T>(o.step_size)),
+        fresh1(static_cast<T>(1 - o.beta1)),
+        beta2(static_cast<T>(o.beta2)),
+        fresh2(static_cast<T>(1 - o.beta2)),
+        eps(static_cast<T>(o.eps)),
+        decay(static_cast<T>(o.decay)),
+        scale(static_cast<T>(1 / o.correction2)),
+        amsgrad(o.amsgrad) {}
+  void operator()(vec<T>* v) const {
+    const vec<T> g = gradient(v);
+    vec<T>&m = v[kState1], &s = v[kState2], &largest = v[kState3];
+    m = fma(g - m, splat(fresh1), m);
+    s = fma(s, splat(beta2), g * g * fresh2);
+    if (amsgrad) largest = max_nan(largest, s);
+    const vec<T> denominator = fma(sqrt(amsgrad ? largest : s), splat(scale), splat(eps));
+    v[kParam] = fma(m / denominator, splat(-step_size), v[kParam] * decay);
+  }
+};
+
+struct AdagradOptions {
+  double lr, weight_decay, eps;
+  bool maximize;
+};
+
+template <class T>
+struct Adagrad {
+  Gradient<T> gradient;
+  T lr, eps;
+  explicit Adagrad(const AdagradOptions& o)
+      : gradient(o.maximize, o.weight_decay),
+        lr(static_cast<T>(o.lr)),
+        eps(static_cast<T>(o.eps)) {}
+  void operator()(vec<T>* v) const {
+    const vec<T> g = gradient(v);
+    v[kState1] = fma(g, g, v[kState1]);
+    v[kParam] = fma(g / (sqrt(v[kState1]) + eps), splat(-lr), v[kParam]);
+  }
+};
+
+struct RmspropOptions {
+  double lr, alpha, eps, weight_decay, momentum;
+  bool centered, maximize;
+};
+
+template <class T>
+struct Rmsprop {
+  Gradient<T> gradient;
+  T lr, alpha, fresh, eps, momentum;
+  bool centered;
+  explicit Rmsprop(const RmspropOptions& o)
+      : gradient(o.maximize, o.weight_decay),
+        lr(static_cast<T>(o.lr)),
+        alpha(static_cast<T>(o.alpha)),
+        fresh(static_cast<T>(1 - o.alpha)),
+        eps(static_cast<T>(o.eps)),
+        momentum(static_cast<T>(o.momentum)),
+        centered(o.centered) {}
+  void operator()(vec<T>* v) const {
+    const vec<T> g = gradient(v);
+    vec<T>&square = v[kState1], &buffer = v[kState2], &mean = v[kState3];
+    square = fma(square, splat(alpha), g * g * fresh);
+    vec<T> variance = square;
+    if (centered) {
+      mean = fma(g - mean, splat(fresh), mean);
+      variance = fma(-mean, mean, square);
+    }
+    vec<T> direction = g / (sqrt(variance) + eps);
+    if (momentum > 0) direction = buffer = fma(buffer, splat(momentum), direction);
+    v[kParam] = fma(direction, splat(-lr), v[kParam]);
+  }
+};
+
+struct AdadeltaOptions {
+  double lr, rho, eps, weight_decay;
+  bool maximize;
+};
+
+template <class T>
+struct Adadelta {
+  Gradient<T> gradient;
+  T lr, rho, fresh, eps;
+  explicit Adadelta(const AdadeltaOptions& o)
+      : gradient(o.maximize, o.weight_decay),
+        lr(static_cast<T>(o.lr)),
+        rho(static_cast<T>(o.rho)),
+        fresh(static_cast<T>(1 - o.rho)),
+        eps(static_cast<T>(o.eps)) {}
+  void operator()(vec<T>* v) const {
+    const vec<T> g = gradient(v);
+    vec<T>&square = v[kState1], &moved = v[kState2];
+    square = fma(square, splat(rho), g * g * fresh);
+    const vec<T> delta = sqrt(moved + eps) / sqrt(square + eps) * g;
+    moved = fma(moved, splat(rho), delta * delta * fresh);
+    v[kParam] = fma(delta, splat(-lr), v[kParam]);
+  }
+};
+
+// ---- gradient clipping ----
+
+template <class T>
+double piece_sum_squares(const T* x, int64_t n) {
+  constexpr int64_t L = lanes<T>;
+  vec<T> sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+    for (int k = 0; k < 4; ++k) {
+      const vec<T> v = load(x + i + k * L);
+      sum[k] = fma(v, v, sum[k]);
+    }
+  for (; i < n; i += L) {
+    const vec<T> v = n - i < L ? load_n(x + i, n - i) : load(x + i);
+    sum[0] = fma(v, v, sum[0]);
+  }
+  const vec<T> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  double total = 0;
+  for (int64_t k = 0; k < L; ++k) total += static_cast<double>(all[k]);
+  return total;
+}
+
+template <class T, class F>
+void map_piece(T* x, int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + lanes<T> <= n; i += lanes<T>) store(x + i, f(load(x + i)));
+  if (i < n) store_n(x + i, f(load_n(x + i, n - i)), n - i);
+}
+
+// x = f(x) for all tensors, f taking vectors of either type.
+template <class F>
+void map_tensors(Views tensors, const F& f) {
+  for_each_piece(tensors, [&](int64_t k, int64_t begin, int64_t end, int64_t) {
+    const View& t = tensors.items[k];
+    if (t.dtype == DType::kFloat32)
+      map_piece(data<float>(t) + begin, end - begin, f);
+    else
+      map_piece(data<double>(t) + begin, end - begin, f);
+  });
+}
+
+}  // namespace
+
+void sgd_step(Views params, Views grads, Views momentum_buffers, double lr, double momentum,
+              double dampening, double weight_decay, bool nesterov, bool maximize, bool first) {
+  step<Sgd>({params, grads, momentum_buffers, {}, {}},
+            SgdOptions{lr, momentum, dampening, weight_decay, nesterov, maximize, first});
+}
+
+// decay: factor on the parameter (decoupled weight decay). correction2: sqrt(1 - beta2^t).
+void adam_step(Views params, Views grads, Views exp_avgs, Views exp_avg_sqs, Views max_exp_avg_sqs,
+               double step_size, double beta1, double beta2, double eps, double weight_decay,
+               double decay, double correction2, bool maximize) {
+  step<Adam>({params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs},
+             AdamOptions{step_size, beta1, beta2, eps, weight_decay, decay, correction2,
+                         max_exp_avg_sqs.size > 0, maximize});
+}
+
+void adagrad_step(Views params, Views grads, Views sums, double lr, double weight_decay, double eps,
+                  bool maximize) {
+  step<Adagrad>({params, grads, sums, {}, {}}, AdagradOptions{lr, weight_decay, eps, maximize});
+}
+
+void rmsprop_step(Views params, Views grads, Views square_avgs, Views momentum_buffers,
+                  Views grad_avgs, double lr, double alpha, double eps, double weight_decay,
+                  double momentum, bool maximize) {
+  step<Rmsprop>({params, grads, square_avgs, momentum_buffers, grad_avgs},
+                RmspropOptions{lr, alpha, eps, weight_decay, momentum, grad_avgs.size > 0,
+                               maximize});
+}
+
+void adadelta_step(Views params, Views grads, Views square_avgs, Views acc_deltas, double lr,
+                   double rho, double eps, double weight_decay, bool maximize) {
+  step<Adadelta>({params, grads, square_avgs, acc_deltas, {}},
+                 AdadeltaOptions{lr, rho, eps, weight_decay, maximize});
+}
+
+// total[0] = sum of squares over all tensors: chunks in the tensors' precision, added in double.
+bool sum_squares(Views tensors, Out total) {
+  const int64_t chunks = (flat_size(tensors) + kChunk - 1) / kChunk;
+  double* partial = static_cast<double*>(scratch(sizeof(double) * (chunks + 1)));
+  if (!partial) return false;
+  for (int64_t c = 0; c < chunks; ++c) partial[c] = 0;
+  for_each_piece(tensors, [&](int64_t k, int64_t begin, int64_t end, int64_t chunk) {
+    const View& t = tensors.items[k];
+    partial[chunk] += t.dtype == DType::kFloat32
+                          ? piece_sum_squares(data<float>(t) + begin, end - begin)
+                          : piece_sum_squares(data<double>(t) + begin, end - begin);
+  });
+  double sum = 0;
+  for (int64_t c = 0; c < chunks; ++c) sum += partial[c];
+  *data<double>(total) = sum;
+  return true;
+}
+
+void scale_tensors(Views tensors, double factor) {
+  map_tensors(tensors, [=](auto v) { return v * static_cast<decltype(v[0] + 0)>(factor); });
+}
+
+void clamp_tensors(Views tensors, double low, double high) {
+  map_tensors(tensors, [=](auto v) {
+    using T = decltype(v[0] + 0);
+    using V = decltype(v);
+    return min_nan(max_nan(v, V{} + static_cast<T>(low)), V{} + static_cast<T>(high));
+  });
+}
+
+}  // namespace grebe::GREBE_ISA
