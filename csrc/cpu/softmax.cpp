@@ -17,14 +17,13 @@
 // 8 backward), else one exp per element, about 1 cycle with AVX-512.
 // Measured shares: docs/kernels/softmax.md.
 #include "kernels.h"
+#include "rows.h"
 
 namespace grebe::GREBE_ISA {
 namespace {
 
-constexpr int64_t kBlock = 512;        // elements of a row that are summed in one go
 constexpr int64_t kOnlineFrom = 4096;  // elements: from here on a row does not stay in L1
 constexpr int64_t kStoreFrom = 65536;  // elements: from here on exp again is cheaper than a reload
-constexpr int64_t kWork = 16384;       // elements that make a chunk for a thread
 constexpr int kTile = 4;               // vectors side by side for inner > 1
 
 template <class T>
@@ -35,9 +34,6 @@ struct Layout {
   int64_t positions() const { return outer * inner; }
 };
 
-inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
-inline int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
-
 template <class T>
 inline T log_of(T x) {
   return log(splat(x))[0];
@@ -45,14 +41,6 @@ inline T log_of(T x) {
 template <class T>
 inline T exp_of(T x) {
   return exp(splat(x))[0];
-}
-
-// f(offset of the row) for all rows of an array with inner == 1.
-template <class F>
-void for_each_row(const Layout& a, const F& f) {
-  parallel_for(a.outer, at_least_one(kWork / at_least_one(a.n)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i);
-  });
 }
 
 // f(o, j, width): columns j .. j + width of outer index o, width <= kTile * lanes<T>.
@@ -89,41 +77,6 @@ T row_max(const T* x, int64_t n) {
   if (i < n) m[1] = max(select(lane_mask<T>(n - i), load_n(x + i, n - i), m[1]), m[1]);
   const vec<T> all = max(max(m[0], m[1]), max(m[2], m[3]));
   return combine_lanes<half_lanes<vec<T>>>(all, [](vec<T> a, vec<T> b) { return max(a, b); })[0];
-}
-
-// The sum over at most kBlock elements of f(x vector, index, valid lanes); f's invalid lanes drop.
-template <class T, class F>
-T block_sum(const T* x, int64_t begin, int64_t end, const F& f) {
-  constexpr int64_t L = lanes<T>;
-  vec<T> sum{};
-  int64_t i = begin;
-  for (; i + L <= end; i += L) sum = sum + f(load(x + i), i, L);
-  if (i < end)
-    sum = sum + select(lane_mask<T>(end - i), f(load_n(x + i, end - i), i, end - i), vec<T>{});
-  return hsum(sum);
-}
-
-template <class T, class F>
-T row_sum(const T* x, int64_t n, const F& f) {
-  if (n <= kBlock) return block_sum(x, 0, n, f);
-  double sum = 0;
-  for (int64_t i = 0; i < n; i += kBlock)
-    sum += static_cast<double>(block_sum(x, i, at_most(i + kBlock, n), f));
-  return static_cast<T>(sum);
-}
-
-// y[i] = f(vector of x, i, valid lanes) along a row.
-template <class T, class F>
-void row_map(const T* x, T* y, int64_t n, const F& f) {
-  constexpr int64_t L = lanes<T>;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) store(y + i, f(load(x + i), i, L));
-  if (i < n) store_n(y + i, f(load_n(x + i, n - i), i, n - i), n - i);
-}
-
-template <class T>
-inline vec<T> load_upto(const T* p, int64_t n) {
-  return n >= lanes<T> ? load(p) : load_n(p, n);
 }
 
 template <class T>
@@ -282,7 +235,7 @@ void softmax_any(In input, Out output, const Layout& a, bool logarithm) {
   const T* x = data<T>(input);
   T* y = data<T>(output);
   if (a.inner == 1) {
-    for_each_row(a, [=](int64_t i) {
+    for_each_row(a.outer, a.n, [=](int64_t i) {
       logarithm ? log_softmax_row(x + i * a.n, y + i * a.n, a.n)
                 : softmax_row(x + i * a.n, y + i * a.n, a.n);
     });
@@ -308,7 +261,7 @@ void logsumexp_any(In input, Out output, const Layout& a) {
   const T* x = data<T>(input);
   T* lse = data<T>(output);
   if (a.inner == 1) {
-    for_each_row(a, [=](int64_t i) { lse[i] = log_sum_exp(row_exponentials(x + i * a.n, a.n)); });
+    for_each_row(a.outer, a.n, [=](int64_t i) { lse[i] = log_sum_exp(row_exponentials(x + i * a.n, a.n)); });
     return;
   }
   for_each_tile<T>(a, [=](int64_t o, int64_t j, int64_t width) {
@@ -367,7 +320,7 @@ void softmax_backward_any(In grad, In output, Out grad_input, const Layout& a, b
   const T *g = data<T>(grad), *y = data<T>(output);
   T* gx = data<T>(grad_input);
   if (a.inner == 1) {
-    for_each_row(a, [=](int64_t i) {
+    for_each_row(a.outer, a.n, [=](int64_t i) {
       const int64_t at = i * a.n;
       logarithm ? log_softmax_backward_row(g + at, y + at, gx + at, a.n)
                 : softmax_backward_row(g + at, y + at, gx + at, a.n);
@@ -385,7 +338,7 @@ void logsumexp_backward_any(In grad, In input, In output, Out grad_input, const 
   const T *g = data<T>(grad), *x = data<T>(input), *lse = data<T>(output);
   T* gx = data<T>(grad_input);
   if (a.inner == 1) {
-    for_each_row(a, [=](int64_t i) {
+    for_each_row(a.outer, a.n, [=](int64_t i) {
       const vec<T> s = splat(g[i]), r = splat(lse[i]);
       row_map(x + i * a.n, gx + i * a.n, a.n,
               [=](vec<T> v, int64_t, int64_t) { return exp(v - r) * s; });
@@ -502,7 +455,7 @@ T row_gap(const T* x, int64_t n, T reference, const T* weight) {
 // stats: reference of every position, then sum of every position.
 template <class T>
 void cross_entropy_rows(const T* x, T* stats, T* loss, const Layout& a, const Targets<T>& t) {
-  for_each_row(a, [&](int64_t i) {
+  for_each_row(a.outer, a.n, [&](int64_t i) {
     const T* row = x + i * a.n;
     const Exponentials<T> e = row_exponentials(row, a.n);
     stats[i] = e.reference;
@@ -627,7 +580,7 @@ void cross_entropy_backward_any(In x, In labels, OptIn weight, In stats, In grad
   const LossGrad<T> scale(grad, factor);
   const T* s = data<T>(stats);
   if (a.inner == 1) {
-    for_each_row(a, [&](int64_t i) {
+    for_each_row(a.outer, a.n, [&](int64_t i) {
       T* row = data<T>(gx) + i * a.n;
       if (t.ignored(i))
         row_map(row, row, a.n, [](vec<T>, int64_t, int64_t) { return vec<T>{}; });

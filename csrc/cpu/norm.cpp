@@ -1,0 +1,473 @@
+// Batch normalisation and layer normalisation, forward and backward.
+//
+// Batch norm sees two layouts: planes [N, C, inner], lanes along a plane of one channel, and rows
+// [N, C] (also channels-last images), lanes along the channels. One routine serves both passes'
+// reductions: the sums per channel of a and a * (x - center), where a is x - center forward and the
+// gradient backward. Forward, center is the mean of a few of the channel's elements, which lies
+// close enough to the mean that the sum of squares does not cancel: one read gives the variance.
+// Sums are taken in T over short runs, in double beyond, per fixed segment of the batch, and the
+// segments are added in order. A second pass maps: out = (x - p0) * p1 + g * p3 + p2 per channel.
+// Layer norm does each row, in cache, in two passes for the moments and one for the result.
+//
+// Floor: memory. Bytes per float32 element: batch norm 12 forward, 20 backward; layer norm 8 and 12.
+// Measured shares: docs/kernels/norm.md.
+#include "kernels.h"
+#include "rows.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+struct Planes {
+  int64_t n, channels, inner;  // rows layout: inner == 1
+  bool rows;
+
+  Planes(const View& x, bool channels_last) : n(x.shape[0]), channels(x.shape[1]), inner(1) {
+    for (int d = 2; d < x.ndim; ++d) inner *= x.shape[d];
+    rows = channels_last || inner == 1;
+    if (rows) n *= inner, inner = 1;
+  }
+  int64_t per_channel() const { return n * inner; }
+  // The batch in at most kSegments parts of at least about kRun elements per channel.
+  int64_t segment() const {
+    constexpr int64_t kSegments = 64, kRun = 4096;
+    const int64_t few = (n + kSegments - 1) / kSegments, run = kRun / at_least_one(inner);
+    return at_least_one(few > run ? few : run);
+  }
+  int64_t segments() const { return at_least_one((n + segment() - 1) / segment()); }
+};
+
+// Sums of a and a * (x - center) over one segment of one channel.
+struct Sums {
+  double a, ad;
+};
+
+// Slices of one scratch allocation.
+struct Arena {
+  char* next;
+  explicit Arena(void* p) : next(static_cast<char*>(p)) {}
+  template <class U>
+  U* take(int64_t n) {
+    U* p = reinterpret_cast<U*>(next);
+    next += arena_bytes<U>(n);
+    return p;
+  }
+  template <class U>
+  static int64_t arena_bytes(int64_t n) {
+    return (n * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
+  }
+};
+
+// ---- batch norm: sums ----
+
+template <class T>
+struct Accumulators {
+  vec<T> a[2] = {}, ad[2] = {};
+  int64_t held = 0;
+  Sums total{0, 0};
+
+  void add(vec<T> x, vec<T> g, bool has_g, vec<T> center, int k) {
+    const vec<T> d = x - center, v = has_g ? g : d;
+    a[k] = a[k] + v;
+    ad[k] = fma(v, d, ad[k]);
+  }
+  void flush() {
+    total.a += static_cast<double>(hsum(a[0] + a[1]));
+    total.ad += static_cast<double>(hsum(ad[0] + ad[1]));
+    a[0] = a[1] = ad[0] = ad[1] = vec<T>{};
+    held = 0;
+  }
+};
+
+// One run of a plane, of at most kLongest elements.
+template <class T>
+void add_run(Accumulators<T>& s, const T* x, const T* g, vec<T> center, int64_t n) {
+  constexpr int64_t L = lanes<T>;
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L)
+    for (int k = 0; k < 2; ++k)
+      s.add(load(x + i + k * L), g ? load(g + i + k * L) : vec<T>{}, g, center, k);
+  if (i + L <= n) {
+    s.add(load(x + i), g ? load(g + i) : vec<T>{}, g, center, 0);
+    i += L;
+  }
+  if (i < n) {
+    // Lanes past the end hold x = center: they add nothing.
+    const vec<T> tail = select(lane_mask<T>(n - i), load_n(x + i, n - i), center);
+    s.add(tail, g ? load_n(g + i, n - i) : vec<T>{}, g, center, 1);
+  }
+  s.held += n;
+}
+
+template <class T>
+Sums plane_sums(const T* x, const T* g, T center, const Planes& a, int64_t c, int64_t begin,
+                int64_t end) {
+  constexpr int64_t kLongest = 4096;
+  Accumulators<T> s;
+  const vec<T> middle = splat(center);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t at = (i * a.channels + c) * a.inner;
+    for (int64_t j = 0; j < a.inner; j += kLongest) {
+      add_run(s, x + at + j, g ? g + at + j : nullptr, middle, at_most(a.inner - j, kLongest));
+      if (s.held >= kLongest) s.flush();
+    }
+  }
+  s.flush();
+  return s.total;
+}
+
+constexpr int kTile = 4;  // vectors of channels side by side in the rows layout
+
+// Sums of `width` channels over rows [begin, end); x, g and center start at the first of them.
+template <class T>
+void tile_sums(const T* x, const T* g, const T* center, int64_t channels, int64_t begin,
+               int64_t end, int64_t width, Sums* out) {
+  constexpr int64_t L = lanes<T>, kRows = 64;
+  const int vectors = static_cast<int>((width + L - 1) / L);
+  for (int64_t c = 0; c < width; ++c) out[c] = {0, 0};
+  for (int64_t i = begin; i < end; i += kRows) {
+    vec<T> a[kTile] = {}, ad[kTile] = {}, middle[kTile];
+    for (int k = 0; k < vectors; ++k) middle[k] = load_upto(center + k * L, width - k * L);
+    for (int64_t r = i; r < at_most(i + kRows, end); ++r) {
+      for (int k = 0; k < vectors; ++k) {
+        const int64_t at = r * channels + k * L, left = width - k * L;
+        const vec<T> d = load_upto(x + at, left) - middle[k];
+        const vec<T> v = g ? load_upto(g + at, left) : d;
+        a[k] = a[k] + v;
+        ad[k] = fma(v, d, ad[k]);
+      }
+    }
+    T flat[2][kTile * L];
+    for (int k = 0; k < kTile; ++k) store(flat[0] + k * L, a[k]), store(flat[1] + k * L, ad[k]);
+    for (int64_t c = 0; c < width; ++c) {
+      out[c].a += static_cast<double>(flat[0][c]);
+      out[c].ad += static_cast<double>(flat[1][c]);
+    }
+  }
+}
+
+// partial[segment][channel] for the whole batch.
+template <class T>
+void batch_sums(const T* x, const T* g, const T* center, const Planes& a, Sums* partial) {
+  const int64_t segment = a.segment(), segments = a.segments();
+  const int64_t width = a.rows ? kTile * lanes<T> : 1;
+  const int64_t tiles = (a.channels + width - 1) / width;
+  const int64_t grain = at_least_one(kWork / at_least_one(segment * a.inner * width));
+  parallel_for(segments * tiles, grain, [&](int64_t first, int64_t last) {
+    for (int64_t u = first; u < last; ++u) {
+      const int64_t s = u / tiles, c = u % tiles * width;
+      const int64_t begin = s * segment, end = at_most(begin + segment, a.n);
+      Sums* out = partial + s * a.channels + c;
+      if (a.rows)
+        tile_sums(x + c, g ? g + c : nullptr, center + c, a.channels, begin, end,
+                  at_most(a.channels - c, width), out);
+      else
+        *out = plane_sums(x, g, center[c], a, c, begin, end);
+    }
+  });
+}
+
+inline Sums add_segments(const Sums* partial, const Planes& a, int64_t c) {
+  Sums s{0, 0};
+  for (int64_t i = 0; i < a.segments(); ++i) {
+    s.a += partial[i * a.channels + c].a;
+    s.ad += partial[i * a.channels + c].ad;
+  }
+  return s;
+}
+
+// A value close to each channel's mean: the mean of up to 64 of its elements.
+template <class T>
+void rough_means(const T* x, const Planes& a, T* center) {
+  const int64_t rows = at_most(a.rows ? a.n : a.inner, 64);
+  for (int64_t c = 0; c < a.channels; ++c) center[c] = 0;
+  if (a.per_channel() == 0) return;
+  for (int64_t c = 0; c < a.channels && !a.rows; ++c)
+    for (int64_t j = 0; j < rows; ++j) center[c] += x[c * a.inner + j];
+  for (int64_t i = 0; i < rows && a.rows; ++i)
+    for (int64_t c = 0; c < a.channels; ++c) center[c] += x[i * a.channels + c];
+  for (int64_t c = 0; c < a.channels; ++c) center[c] /= static_cast<T>(rows);
+}
+
+// ---- batch norm: map ----
+
+// out = (x - p[0]) * p[1] + p[2] + g * p[3], p per channel; without g the last term drops.
+template <class T>
+void map_plane(const T* x, const T* g, T* out, int64_t n, const T* const (&p)[4], int64_t c) {
+  const vec<T> p0 = splat(p[0][c]), p1 = splat(p[1][c]), p2 = splat(p[2][c]);
+  const vec<T> p3 = g ? splat(p[3][c]) : vec<T>{};
+  if (!g)
+    row_map(x, out, n, [=](vec<T> v, int64_t, int64_t) { return fma(v - p0, p1, p2); });
+  else
+    row_map(x, out, n, [=](vec<T> v, int64_t i, int64_t valid) {
+      return fma(v - p0, p1, fma(load_upto(g + i, valid), p3, p2));
+    });
+}
+
+template <class T>
+void map_row(const T* x, const T* g, T* out, int64_t channels, const T* const (&p)[4]) {
+  row_map(x, out, channels, [&](vec<T> v, int64_t c, int64_t valid) {
+    vec<T> add = load_upto(p[2] + c, valid);
+    if (g) add = fma(load_upto(g + c, valid), load_upto(p[3] + c, valid), add);
+    return fma(v - load_upto(p[0] + c, valid), load_upto(p[1] + c, valid), add);
+  });
+}
+
+template <class T>
+void batch_map(const T* x, const T* g, T* out, const Planes& a, const T* const (&p)[4]) {
+  if (a.rows) {
+    for_each_row(a.n, a.channels, [&](int64_t i) {
+      const int64_t at = i * a.channels;
+      map_row(x + at, g ? g + at : nullptr, out + at, a.channels, p);
+    });
+    return;
+  }
+  for_each_row(a.n * a.channels, a.inner, [&](int64_t i) {
+    const int64_t at = i * a.inner;
+    map_plane(x + at, g ? g + at : nullptr, out + at, a.inner, p, i % a.channels);
+  });
+}
+
+// ---- batch norm ----
+
+struct BatchNormArrays {
+  OptIn weight, bias;
+  OptOut running_mean, running_var;
+  Out mean, invstd;
+};
+
+// Mean and 1 / sqrt(var + eps) of the batch; moves the running statistics.
+template <class T>
+bool batch_statistics(const T* x, const Planes& a, const BatchNormArrays& v, double momentum,
+                      double eps) {
+  const int64_t bytes = Arena::arena_bytes<Sums>(a.segments() * a.channels) +
+                        Arena::arena_bytes<T>(a.channels);
+  Arena arena(scratch(static_cast<size_t>(bytes)));
+  if (!arena.next) return false;
+  Sums* partial = arena.take<Sums>(a.segments() * a.channels);
+  T* center = arena.take<T>(a.channels);
+  rough_means(x, a, center);
+  batch_sums<T>(x, nullptr, center, a, partial);
+  const double count = static_cast<double>(a.per_channel());
+  for (int64_t c = 0; c < a.channels; ++c) {
+    const Sums s = add_segments(partial, a, c);
+    const double shift = s.a / count, mean = static_cast<double>(center[c]) + shift;
+    double squares = s.ad - shift * s.a;
+    if (squares < 0) squares = 0;
+    data<T>(v.mean)[c] = static_cast<T>(mean);
+    data<T>(v.invstd)[c] = static_cast<T>(1 / __builtin_sqrt(squares / count + eps));
+    auto move = [&](OptOut running, double value) {
+      T& r = data<T>(running)[c];
+      r = static_cast<T>((1 - momentum) * static_cast<double>(r) + momentum * value);
+    };
+    if (v.running_mean.data) move(v.running_mean, mean);
+    if (v.running_var.data) move(v.running_var, squares / (count - 1));
+  }
+  return true;
+}
+
+template <class T>
+bool batch_norm_any(In input, Out output, const BatchNormArrays& v, bool training, double momentum,
+                    double eps, bool channels_last) {
+  const Planes a(input, channels_last);
+  T *mean = data<T>(v.mean), *invstd = data<T>(v.invstd);
+  if (training) {
+    if (!batch_statistics(data<T>(input), a, v, momentum, eps)) return false;
+  } else {
+    for (int64_t c = 0; c < a.channels; ++c) {
+      mean[c] = data<T>(v.running_mean)[c];
+      const double variance = static_cast<double>(data<T>(v.running_var)[c]);
+      invstd[c] = static_cast<T>(1 / __builtin_sqrt(variance + eps));
+    }
+  }
+  Arena arena(scratch(static_cast<size_t>(2 * Arena::arena_bytes<T>(a.channels))));
+  if (!arena.next) return false;
+  T *scale = arena.take<T>(a.channels), *bias = arena.take<T>(a.channels);
+  for (int64_t c = 0; c < a.channels; ++c) {
+    scale[c] = v.weight.data ? invstd[c] * data<T>(v.weight)[c] : invstd[c];
+    bias[c] = v.bias.data ? data<T>(v.bias)[c] : T{0};
+  }
+  batch_map<T>(data<T>(input), nullptr, data<T>(output), a, {mean, scale, bias, nullptr});
+  return true;
+}
+
+struct BatchNormGrads {
+  OptOut input, weight, bias;
+};
+
+// In evaluation the statistics are constants, so the input's gradient is grad * scale.
+template <class T>
+bool batch_norm_backward_any(In grad, In input, OptIn weight, In saved_mean, In saved_invstd,
+                             const BatchNormGrads& out, bool training, bool channels_last) {
+  const Planes a(input, channels_last);
+  const T *x = data<T>(input), *g = data<T>(grad);
+  const T *mean = data<T>(saved_mean), *invstd = data<T>(saved_invstd);
+  const int64_t channels = a.channels;
+  Arena arena(scratch(static_cast<size_t>(Arena::arena_bytes<Sums>(a.segments() * channels) +
+                                          4 * Arena::arena_bytes<T>(channels))));
+  if (!arena.next) return false;
+  Sums* partial = arena.take<Sums>(a.segments() * channels);
+  T* p[4];
+  for (auto& q : p) q = arena.take<T>(channels);
+  const bool sums = training || out.weight.data || out.bias.data;
+  if (sums) batch_sums(x, g, mean, a, partial);
+  const double count = static_cast<double>(a.per_channel());
+  for (int64_t c = 0; c < channels; ++c) {
+    const Sums s = sums ? add_segments(partial, a, c) : Sums{0, 0};
+    const double inv = static_cast<double>(invstd[c]);
+    const double scale = weight.data ? inv * static_cast<double>(data<T>(weight)[c]) : inv;
+    if (out.weight.data) data<T>(out.weight)[c] = static_cast<T>(s.ad * inv);
+    if (out.bias.data) data<T>(out.bias)[c] = static_cast<T>(s.a);
+    p[0][c] = training ? mean[c] : T{0};
+    p[1][c] = static_cast<T>(training ? -scale * inv * inv * s.ad / count : scale);
+    p[2][c] = static_cast<T>(training ? -scale * s.a / count : 0.0);
+    p[3][c] = static_cast<T>(scale);
+  }
+  if (!out.input.data) return true;
+  const T* const parameters[4] = {p[0], p[1], p[2], p[3]};
+  if (training)
+    batch_map(x, g, data<T>(out.input), a, parameters);
+  else
+    batch_map<T>(g, nullptr, data<T>(out.input), a, parameters);
+  return true;
+}
+
+// ---- layer norm ----
+
+template <class T>
+void layer_norm_row(const T* x, T* y, int64_t n, const T* weight, const T* bias, double eps,
+                    T* mean, T* invstd) {
+  const T count = static_cast<T>(n);
+  const T m = row_sum(x, n, [](vec<T> v, int64_t, int64_t) { return v; }) / count;
+  const vec<T> middle = splat(m);
+  const T squares = row_sum(x, n, [=](vec<T> v, int64_t, int64_t) {
+    return (v - middle) * (v - middle);
+  });
+  const double variance = static_cast<double>(squares / count);
+  *mean = m;
+  *invstd = static_cast<T>(1 / __builtin_sqrt(variance + eps));
+  const vec<T> s = splat(*invstd);
+  row_map(x, y, n, [=](vec<T> v, int64_t i, int64_t valid) {
+    vec<T> r = (v - middle) * s;
+    if (weight) r = r * load_upto(weight + i, valid);
+    return bias ? r + load_upto(bias + i, valid) : r;
+  });
+}
+
+template <class T>
+void layer_norm_any(In input, OptIn weight, OptIn bias, Out output, Out mean, Out invstd,
+                    int64_t rows, int64_t n, double eps) {
+  for_each_row(rows, n, [&](int64_t i) {
+    layer_norm_row(data<T>(input) + i * n, data<T>(output) + i * n, n, data<T>(weight),
+                   data<T>(bias), eps, data<T>(mean) + i, data<T>(invstd) + i);
+  });
+}
+
+// gx = invstd (h - mean(h) - xhat mean(h xhat)) with h = g weight, xhat = (x - mean) invstd.
+template <class T>
+void layer_norm_backward_row(const T* g, const T* x, T* gx, int64_t n, const T* weight, T mean,
+                             T invstd) {
+  const vec<T> m = splat(mean), s = splat(invstd);
+  auto h = [=](vec<T> v, int64_t i, int64_t valid) {
+    return weight ? v * load_upto(weight + i, valid) : v;
+  };
+  const T sum = row_sum(g, n, h);
+  const T dot = row_sum(g, n, [=](vec<T> v, int64_t i, int64_t valid) {
+    return h(v, i, valid) * ((load_upto(x + i, valid) - m) * s);
+  });
+  const vec<T> a = splat(sum / static_cast<T>(n)), b = splat(dot / static_cast<T>(n));
+  row_map(g, gx, n, [=](vec<T> v, int64_t i, int64_t valid) {
+    const vec<T> xhat = (load_upto(x + i, valid) - m) * s;
+    return (h(v, i, valid) - a - xhat * b) * s;
+  });
+}
+
+// gw += g xhat, gb += g.
+template <class T>
+void layer_norm_parameter_row(const T* g, const T* x, T* gw, T* gb, int64_t n, T mean, T invstd) {
+  const vec<T> m = splat(mean), s = splat(invstd);
+  row_map(g, gb, n, [=](vec<T> v, int64_t i, int64_t valid) {
+    return v + load_upto(static_cast<const T*>(gb) + i, valid);
+  });
+  row_map(g, gw, n, [=](vec<T> v, int64_t i, int64_t valid) {
+    const vec<T> xhat = (load_upto(x + i, valid) - m) * s;
+    return fma(v, xhat, load_upto(static_cast<const T*>(gw) + i, valid));
+  });
+}
+
+template <class T>
+bool layer_norm_backward_any(In grad, In input, OptIn weight, In mean, In invstd, OptOut grad_input,
+                             OptOut grad_weight, OptOut grad_bias, int64_t rows, int64_t n) {
+  constexpr int64_t kSegments = 64, kRows = 16;
+  const int64_t few = (rows + kSegments - 1) / kSegments, segment = few > kRows ? few : kRows;
+  const int64_t segments = (rows + segment - 1) / segment;
+  const bool parameters = grad_weight.data || grad_bias.data;
+  T* partial = nullptr;  // [segment][2][n]
+  if (parameters) {
+    partial = static_cast<T*>(scratch(sizeof(T) * static_cast<size_t>(2 * n * segments + 1)));
+    if (!partial) return false;
+  }
+  const int64_t grain = at_least_one(kWork / at_least_one(segment * n));
+  parallel_for(segments, grain, [&](int64_t first, int64_t last) {
+    for (int64_t u = first; u < last; ++u) {
+      T* gw = partial ? partial + 2 * u * n : nullptr;
+      if (gw) __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(2 * n));
+      for (int64_t i = u * segment; i < at_most((u + 1) * segment, rows); ++i) {
+        const T *g = data<T>(grad) + i * n, *x = data<T>(input) + i * n;
+        const T m = data<T>(mean)[i], s = data<T>(invstd)[i];
+        if (grad_input.data)
+          layer_norm_backward_row(g, x, data<T>(grad_input) + i * n, n, data<T>(weight), m, s);
+        if (gw) layer_norm_parameter_row(g, x, gw, gw + n, n, m, s);
+      }
+    }
+  });
+  for (int64_t c = 0; c < n && parameters; ++c) {
+    double sum_weight = 0, sum_bias = 0;
+    for (int64_t u = 0; u < segments; ++u) {
+      sum_weight += static_cast<double>(partial[2 * u * n + c]);
+      sum_bias += static_cast<double>(partial[(2 * u + 1) * n + c]);
+    }
+    if (grad_weight.data) data<T>(grad_weight)[c] = static_cast<T>(sum_weight);
+    if (grad_bias.data) data<T>(grad_bias)[c] = static_cast<T>(sum_bias);
+  }
+  return true;
+}
+
+}  // namespace
+
+bool batch_norm(In x, OptIn weight, OptIn bias, OptOut running_mean, OptOut running_var, Out y,
+                Out mean, Out invstd, bool training, double momentum, double eps,
+                bool channels_last) {
+  const BatchNormArrays v{weight, bias, running_mean, running_var, mean, invstd};
+  return x.dtype == DType::kFloat32
+             ? batch_norm_any<float>(x, y, v, training, momentum, eps, channels_last)
+             : batch_norm_any<double>(x, y, v, training, momentum, eps, channels_last);
+}
+
+bool batch_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut gx, OptOut gweight,
+                         OptOut gbias, bool training, bool channels_last) {
+  const BatchNormGrads out{gx, gweight, gbias};
+  return x.dtype == DType::kFloat32
+             ? batch_norm_backward_any<float>(grad, x, weight, mean, invstd, out, training,
+                                              channels_last)
+             : batch_norm_backward_any<double>(grad, x, weight, mean, invstd, out, training,
+                                               channels_last);
+}
+
+void layer_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int64_t rows,
+                int64_t n, double eps) {
+  if (x.dtype == DType::kFloat32)
+    layer_norm_any<float>(x, weight, bias, y, mean, invstd, rows, n, eps);
+  else
+    layer_norm_any<double>(x, weight, bias, y, mean, invstd, rows, n, eps);
+}
+
+bool layer_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut gx, OptOut gweight,
+                         OptOut gbias, int64_t rows, int64_t n) {
+  return x.dtype == DType::kFloat32
+             ? layer_norm_backward_any<float>(grad, x, weight, mean, invstd, gx, gweight, gbias,
+                                              rows, n)
+             : layer_norm_backward_any<double>(grad, x, weight, mean, invstd, gx, gweight, gbias,
+                                               rows, n);
+}
+
+}  // namespace grebe::GREBE_ISA
