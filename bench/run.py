@@ -1,0 +1,261 @@
+"""Times grebe beside PyTorch and NumPy.
+
+python bench/run.py [--ops REGEX] [--against torch,numpy] [--threads N] [--out FILE.csv]
+
+Every library runs in a process of its own, so that two thread pools never compete. The parent lets
+them work in turn, sample by sample: what disturbs the machine disturbs all. Each job of jobs.py is
+checked against the float64 reference before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import importlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+JEMALLOC = Path(f"/usr/lib/{platform.machine()}-linux-gnu/libjemalloc.so.2")
+SAMPLE = 0.02  # seconds that one sample takes at least
+ROUNDS = 9  # samples per job and library, at least
+COLUMNS = (
+    "date machine threads isa section job mode library version seconds spread rate unit share ratio"
+)
+
+# ---- the process of one library ----
+
+
+def serve(name: str) -> None:
+    """Answers requests from standard input: prepare a job, or time calls of the prepared one."""
+    from jobs import JOBS
+
+    lib = importlib.import_module({"torch-jemalloc": "torch"}.get(name, name))
+    call: Any = None
+    answer(version=lib.__version__, isa=lib._cpu.isa() if name == "grebe" else "")
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "job" in request:
+            chosen = JOBS[request["job"]]
+            call = None  # frees the last job's memory first
+            call = chosen.prepare(lib)
+            if call and name == "grebe" and chosen.case:
+                check_case(chosen.case)
+            answer(seconds=calibrate(call) if call else None)
+        else:
+            answer(seconds=timed(call, request["calls"]))
+
+
+def answer(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def check_case(case: Any) -> None:
+    """Raises AssertionError if grebe's results are off."""
+    from check import check, expected, run
+
+    inputs = case.draw(np.float32)
+    plain, truth = expected(case, inputs, np.float32), expected(case, inputs, np.float64)
+    for got, p, t in zip(run(case, inputs), plain, truth, strict=True):
+        check(str(case), got, p, t, case.floor)
+
+
+def timed(call: Any, calls: int) -> float:
+    """Seconds per call."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def calibrate(call: Any) -> float:
+    """A first estimate of the seconds per call, caches and allocators warm."""
+    calls = 1
+    while True:
+        seconds = timed(call, calls)
+        if seconds * calls > SAMPLE / 2:
+            return seconds
+        calls *= 4
+
+
+# ---- the parent ----
+
+
+class Worker:
+    """The process in which one library runs."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self.name = name
+        counts = dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
+        )
+        preload = {"LD_PRELOAD": str(JEMALLOC)} if name == "torch-jemalloc" else {}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **counts, **preload},
+        )
+        self.facts = self.receive()
+
+    def ask(self, **request: Any) -> float | None:
+        assert self.process.stdin
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        seconds: float | None = self.receive()["seconds"]
+        return seconds
+
+    def receive(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name}: worker ended, see above")
+        values: dict[str, Any] = json.loads(line)
+        return values
+
+
+def measure(workers: list[Worker], index: int, seconds: float) -> dict[str, list[float]]:
+    """Samples of job `index`, taken in turn, for about `seconds` per library."""
+    estimates = {w.name: w.ask(job=index) for w in workers}
+    takes_part = [w for w in workers if estimates[w.name] is not None]
+    calls = {w.name: max(1, round(SAMPLE / (estimates[w.name] or 1))) for w in takes_part}
+    samples: dict[str, list[float]] = {w.name: [] for w in takes_part}
+    end = time.monotonic() + seconds * len(takes_part)
+    while len(samples[takes_part[0].name]) < ROUNDS or time.monotonic() < end:
+        for worker in takes_part:
+            samples[worker.name].append(worker.ask(calls=calls[worker.name]) or 0.0)
+    return samples
+
+
+def peaks(threads: int) -> tuple[float, float]:
+    """This machine's float32 GFLOP/s and GB/s by peak.cpp."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/peak"
+        flags = ["-std=gnu++20", "-O3", "-march=native", "-fopenmp"]
+        compiler = os.environ.get("CXX", "c++")
+        subprocess.run([compiler, *flags, HERE / "peak.cpp", "-o", program], check=True)
+        result = subprocess.run([program, str(threads)], check=True, stdout=subprocess.PIPE)
+    flops, bandwidth = map(float, result.stdout.split())
+    return flops, bandwidth
+
+
+def machine() -> str:
+    """The CPU's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"model name\s*: (.*)", text)
+    return found[1].strip() if found else platform.machine()
+
+
+def rate_of(job: Any, seconds: float, peak: tuple[float, float]) -> tuple[float, str, float]:
+    """Rate, its unit and its share of the machine's peak (0 where there is none)."""
+    if job.flops:
+        return job.flops / seconds / 1e9, "GFLOP/s", job.flops / seconds / 1e9 / peak[0]
+    if job.bytes:
+        return job.bytes / seconds / 1e9, "GB/s", job.bytes / seconds / 1e9 / peak[1]
+    if job.samples:
+        return job.samples / seconds, "samples/s", 0.0
+    return 1e6 * seconds, "us", 0.0
+
+
+def rows_of(
+    job: Any, workers: list[Worker], samples: dict[str, list[float]], peak: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """One row per library; `ratio` is its time over grebe's, the median over the rounds."""
+    rows = []
+    for worker in workers:
+        if worker.name not in samples:
+            continue
+        times = samples[worker.name]
+        low, middle, high = statistics.quantiles(times, n=4)
+        ratios = [t / own for t, own in zip(times, samples["grebe"], strict=True)]
+        rate, unit, share = rate_of(job, middle, peak)
+        rows.append(
+            {
+                "section": job.section,
+                "job": job.name,
+                "mode": job.mode,
+                "library": worker.name,
+                "version": worker.facts["version"],
+                "seconds": f"{middle:.4g}",
+                "spread": f"{(high - low) / middle:.3f}",
+                "rate": f"{rate:.4g}",
+                "unit": unit,
+                "share": f"{share:.3f}" if share else "",
+                "ratio": f"{statistics.median(ratios):.3f}",
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    first = rows[0]
+    words = [f"{first['section']:9} {first['job']:42} {first['mode']:17}"]
+    for row in rows:
+        share = f" {100 * float(row['share']):.0f}%" if row["share"] else ""
+        ratio = f" x{row['ratio']}" if row["library"] != "grebe" else ""
+        words.append(f"{row['library']} {row['rate']} {row['unit']}{share}{ratio}")
+    print("  ".join(words), flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ops", default="", help="only jobs whose 'section job mode' matches")
+    parser.add_argument("--against", default="torch,numpy", help="torch, torch-jemalloc, numpy")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per job and library")
+    parser.add_argument("--out", type=Path, help="CSV file, appended to")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve(arguments.serve)
+    from jobs import JOBS
+
+    others = [name for name in arguments.against.split(",") if name]
+    if "torch-jemalloc" in others and not JEMALLOC.exists():
+        sys.exit(f"torch-jemalloc needs {JEMALLOC} (Debian: libjemalloc2)")
+    peak = peaks(arguments.threads)
+    print(f"{machine()}, {arguments.threads} threads: {peak[0]} GFLOP/s, {peak[1]} GB/s")
+    workers = [Worker(name, arguments.threads) for name in ("grebe", *others)]
+    common = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "threads": arguments.threads,
+        "isa": workers[0].facts["isa"],
+    }
+    table = []
+    for index, job in enumerate(JOBS):
+        if re.search(arguments.ops, f"{job.section} {job.name} {job.mode}"):
+            rows = rows_of(job, workers, measure(workers, index, arguments.seconds), peak)
+            show(rows)
+            table += [{**common, **row} for row in rows]
+    if arguments.out and table:
+        write(arguments.out, table)
+
+
+def write(path: Path, table: list[dict[str, Any]]) -> None:
+    """Appends `table` to the CSV file at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS.split())
+        if fresh:
+            writer.writeheader()
+        writer.writerows(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""How a case is run and judged, shared by test_ops.py and the benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import grebe
+from cases import Array, Case
+from reference import REFERENCES
+
+# What the errors of a dtype are measured against.
+TRUTH = {np.float32: np.float64, np.float64: np.longdouble}
+
+
+def leaf(lib: Any, a: Array) -> Any:
+    tensor = lib.from_numpy(a)
+    return tensor.requires_grad_() if a.dtype.kind == "f" else tensor
+
+
+def run(case: Case, inputs: list[Array], grad_seed: int = 1) -> list[Array]:
+    """[output, gradient of each floating input...] by grebe, copied; the originals become NaN."""
+    leaves = [leaf(grebe, a.copy(order="K") if a.base is None else a) for a in inputs]
+    output = case.run(grebe, *leaves)
+    results = [output.detach().numpy()]
+    if REFERENCES[case.op].backward:
+        output.backward(grebe.from_numpy(cotangent(results[0], grad_seed)))
+        results += [x.grad.numpy() for x in leaves if x.requires_grad]
+    copies = [np.array(r) for r in results]
+    for r in results:
+        if r.dtype.kind == "f" and r.flags.writeable:
+            r.fill(np.nan)
+    return copies
+
+
+def cotangent(like: Array, seed: int) -> Array:
+    """The gradient that comes from above: N(0, 1), the same for all dtypes up to rounding."""
+    return np.asarray(np.random.default_rng(seed).standard_normal(like.shape)).astype(like.dtype)
+
+
+def expected(case: Case, inputs: list[Array], dtype: Any) -> list[Array]:
+    """The results of `run` by the reference, evaluated in `dtype`."""
+    reference = REFERENCES[case.op]
+    wide = [a.astype(dtype) if a.dtype.kind == "f" else a for a in inputs]
+    source = next(a.dtype for a in inputs if a.dtype.kind == "f")
+    with np.errstate(all="ignore"):
+        output = np.asarray(reference.forward(*wide, **case.kwargs))
+        if not reference.backward:
+            return [output]
+        grad = cotangent(output.astype(source), 1).astype(dtype)
+        grads = reference.backward(grad, *wide, **case.kwargs)
+    floating = [g for g, a in zip(grads, wide, strict=True) if a.dtype.kind == "f"]
+    return [np.asarray(r, dtype) for r in (output, *floating)]
+
+
+def check(name: str, got: Array, plain: Array, truth: Array, floor: float) -> None:
+    """`got` is no further from `truth` than twice `plain`, the NumPy result in the same dtype."""
+    assert got.shape == truth.shape, f"{name}: shape {got.shape}, expected {truth.shape}"
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(truth), f"{name}: NaN")
+    finite = np.isfinite(truth)
+    rest = ~finite & ~np.isnan(truth)
+    np.testing.assert_array_equal(got[rest], truth[rest].astype(got.dtype), f"{name}: infinities")
+    if not finite.any():
+        return
+    truth, got, plain = truth[finite], got[finite].astype(truth.dtype), plain[finite]
+    error = np.abs(got - truth).max()
+    usual = np.abs(plain.astype(truth.dtype) - truth)
+    allowed = 2 * usual[np.isfinite(usual)].max(initial=0)
+    allowed += floor * np.finfo(plain.dtype).eps * np.abs(truth).max()
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
