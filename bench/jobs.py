@@ -1,4 +1,4 @@
-"""What the benchmark times. Every job runs unchanged on grebe and on PyTorch: the API is the same."""
+"""What the benchmark times. A job runs unchanged on grebe and on PyTorch: the API is the same."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from .optimizer import Batch, Optimizer, ParamsT, check_at_least_zero
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
 
-
 def _next_step(state: dict[str, Any]) -> int:
     """Number of the coming update; parameters at the same number share their bias corrections."""
     step: int = state.get("step", 0) + 1
