@@ -3,7 +3,6 @@
 // The dimensions are ordered by the output's strides and merged where every operand allows it, so
 // that any dense permutation (channels-last among them) runs as one flat loop.
 #pragma once
-#include <algorithm>
 #include <cstdint>
 
 #include "../parallel.h"
@@ -26,51 +25,77 @@ struct Iteration {
 // Drops dimensions of size 1, orders by the output's strides (largest first), merges neighbours.
 static inline void coalesce(Iteration& it) {
   int order[kMaxDims], n = 0;
-  for (int d = 0; d < it.ndim; ++d)
-    if (it.shape[d] != 1) order[n++] = d;
   auto key = [&](int d) { return it.strides[0][d] < 0 ? -it.strides[0][d] : it.strides[0][d]; };
-  std::stable_sort(order, order + n, [&](int a, int b) { return key(a) > key(b); });
-  Iteration out = it;
+  for (int d = 0; d < it.ndim; ++d) {
+    if (it.shape[d] == 1) continue;
+    int at = n++;  // stable insertion sort
+    for (; at > 0 && key(order[at - 1]) < key(d); --at) order[at] = order[at - 1];
+    order[at] = d;
+  }
+  Iteration out;
+  out.operands = it.operands;
   out.ndim = 0;
+  for (int k = 0; k < it.operands; ++k) out.data[k] = it.data[k];
   for (int i = 0; i < n; ++i) {
     const int d = order[i], last = out.ndim - 1;
     bool merge = last >= 0;
     for (int k = 0; merge && k < it.operands; ++k)
       merge = out.strides[k][last] == it.strides[k][d] * it.shape[d];
-    if (merge) out.shape[last] *= it.shape[d];
     const int target = merge ? last : out.ndim++;
-    if (!merge) out.shape[target] = it.shape[d];
+    out.shape[target] = merge ? out.shape[target] * it.shape[d] : it.shape[d];
     for (int k = 0; k < it.operands; ++k) out.strides[k][target] = it.strides[k][d];
   }
   it = out;
 }
 
+// Rows [begin, end) of the dimensions before the last: their position and the operands' pointers.
+struct RowCursor {
+  const Iteration& it;
+  int64_t index[kMaxDims];
+  char* p[kMaxOperands];
+
+  RowCursor(const Iteration& iteration, int64_t row) : it(iteration) {
+    for (int k = 0; k < it.operands; ++k) p[k] = it.data[k];
+    for (int d = it.ndim - 2; d >= 0; --d) {
+      index[d] = row % it.shape[d];
+      row /= it.shape[d];
+      for (int k = 0; k < it.operands; ++k) p[k] += index[d] * it.strides[k][d];
+    }
+  }
+  void next() {
+    for (int d = it.ndim - 2; d >= 0; --d) {
+      const bool carry = ++index[d] == it.shape[d];
+      if (carry) index[d] = 0;
+      for (int k = 0; k < it.operands; ++k)
+        p[k] += it.strides[k][d] * (carry ? 1 - it.shape[d] : 1);
+      if (!carry) return;
+    }
+  }
+};
+
 // inner(n, data[], strides[]) over the whole iteration space, by several threads if it is large.
 template <class Inner>
 static inline void iterate(Iteration& it, const Inner& inner) {
+  for (int d = 0; d < it.ndim; ++d)
+    if (it.shape[d] == 0) return;
   coalesce(it);
+  int64_t strides[kMaxOperands] = {};
+  if (it.ndim == 0) return inner(static_cast<int64_t>(1), it.data, strides);
+  const int last = it.ndim - 1;
+  const int64_t size = it.shape[last];
+  for (int k = 0; k < it.operands; ++k) strides[k] = it.strides[k][last];
   int64_t total = 1;
   for (int d = 0; d < it.ndim; ++d) total *= it.shape[d];
-  if (total == 0) return;
-  if (it.ndim == 0) it.shape[0] = 1;
-  const int last = it.ndim > 0 ? it.ndim - 1 : 0;
-  const int64_t inner_size = it.ndim > 0 ? it.shape[last] : 1;
-  int64_t inner_strides[kMaxOperands] = {};
-  for (int k = 0; k < it.operands && it.ndim > 0; ++k) inner_strides[k] = it.strides[k][last];
 
   // A flat range [begin, end) of elements: partial first row, whole rows, partial last row.
   parallel_for(total, kParallelGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end;) {
-      int64_t row = at / inner_size, column = at % inner_size;
-      const int64_t n = std::min(inner_size - column, end - at);
+    RowCursor row(it, begin / size);
+    int64_t column = begin % size;
+    for (int64_t at = begin; at < end; row.next(), column = 0) {
+      const int64_t n = size - column < end - at ? size - column : end - at;
       char* p[kMaxOperands];
-      for (int k = 0; k < it.operands; ++k) p[k] = it.data[k] + column * inner_strides[k];
-      for (int d = last - 1; d >= 0; --d) {
-        const int64_t i = row % it.shape[d];
-        row /= it.shape[d];
-        for (int k = 0; k < it.operands; ++k) p[k] += i * it.strides[k][d];
-      }
-      inner(n, p, inner_strides);
+      for (int k = 0; k < it.operands; ++k) p[k] = row.p[k] + column * strides[k];
+      inner(n, p, strides);
       at += n;
     }
   });

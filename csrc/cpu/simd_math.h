@@ -1,4 +1,4 @@
-// Transcendental functions on vectors: exp, expm1, log, log1p, tanh, sigmoid, erf, sin, cos.
+// Transcendental functions on vectors: exp, expm1, log, log2, log1p, tanh, sigmoid, erf, sin, cos.
 //
 // At most 2 ulp from the exact value over all floats and doubles, denormals, infinities and NaN
 // included, with or without FMA (tests/test_simd.py sweeps them). Method: argument reduction in the
@@ -198,6 +198,16 @@ inline V log(V x) {
   return select((x > 0) & (x < inf), y, special);
 }
 
+// log(m) / log(2) + k: exact at powers of two.
+template <class V>
+inline V log2(V x) {
+  using T = scalar<V>;
+  const LogParts<V> parts = log_parts(x);
+  const V y = log_of_parts(parts.m - 1, V{}, V{}) * math<V>::kLog2e + parts.k;
+  const auto regular = (x > 0) & (x < std::numeric_limits<T>::infinity());
+  return select(regular, y, log(x));
+}
+
 template <class V>
 inline V log1p(V x) {
   using T = scalar<V>;
@@ -208,7 +218,9 @@ inline V log1p(V x) {
   const auto direct = parts.k == 0;
   const V f = select(direct, x, parts.m - 1);
   const V y = log_of_parts(f, parts.k, select(direct, V{}, lost / u));
-  const V special = select(x == -1, splat(-inf), select(x < -1, splat(T(__builtin_nan(""))), x));
+  // x + x: zeros and infinity as they are, NaN made quiet.
+  const V special =
+      select(x == -1, splat(-inf), select(x < -1, splat(T(__builtin_nan(""))), x + x));
   return select((x > -1) & (x < inf) & (x != 0), y, special);
 }
 
