@@ -10,7 +10,6 @@ namespace {
 
 extern PyTypeObject tensor_base_type, node_type;
 PyTypeObject* g_tensor_class;       // grebe.Tensor: what ops return
-PyObject* g_accumulate_class;       // grebe.autograd.AccumulateGrad: node of a leaf
 thread_local bool t_grad_enabled = true;
 std::atomic<int64_t> g_sequence{0};
 
@@ -208,12 +207,19 @@ PyTypeObject node_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 // ---- functions ----
 
-// The node that this tensor's gradient flows to (new reference); None if it wants no gradient.
+// Where this input's gradient flows to: its node, the tensor itself if it is a leaf, or None.
 PyObject* edge_of(PyObject* o) {
-  if (!is_tensor(o) || !as_tensor(o)->requires_grad) return Py_NewRef(Py_None);
-  TensorBase* t = as_tensor(o);
-  if (t->node) return Py_NewRef(t->node);
-  return PyObject_CallOneArg(g_accumulate_class, o);
+  if (!is_tensor(o) || !as_tensor(o)->requires_grad) return Py_None;
+  return as_tensor(o)->node ? as_tensor(o)->node : o;
+}
+
+// A new tuple with the edge of each input; nullptr: a Python error is set.
+PyObject* edges_of(PyObject* inputs) {
+  const Py_ssize_t size = PyTuple_GET_SIZE(inputs);
+  PyObject* edges = PyTuple_New(size);
+  for (Py_ssize_t i = 0; edges && i < size; ++i)
+    PyTuple_SET_ITEM(edges, i, Py_NewRef(edge_of(PyTuple_GET_ITEM(inputs, i))));
+  return edges;
 }
 
 // Fills node->saved and versions. `output` is the result whose array may be among the items.
@@ -243,16 +249,9 @@ PyObject* make_node(PyObject* type, PyObject* inputs) {
   PyTypeObject* t = reinterpret_cast<PyTypeObject*>(type);
   PyObject* node = t->tp_alloc(t, 0);
   if (!node) return nullptr;
-  const Py_ssize_t size = PyTuple_GET_SIZE(inputs);
-  PyObject* edges = PyTuple_New(size);
-  for (Py_ssize_t i = 0; edges && i < size; ++i) {
-    PyObject* edge = edge_of(PyTuple_GET_ITEM(inputs, i));
-    if (!edge) Py_CLEAR(edges);
-    else PyTuple_SET_ITEM(edges, i, edge);
-  }
-  as_node(node)->edges = edges;
+  as_node(node)->edges = edges_of(inputs);
   as_node(node)->sequence = ++g_sequence;
-  if (!edges) Py_CLEAR(node);
+  if (!as_node(node)->edges) Py_CLEAR(node);
   return node;
 }
 
@@ -284,25 +283,22 @@ PyObject* record(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return result;
 }
 
-// attach(node, inputs, saved): edges and saved values of a node made in Python.
+// attach(node, inputs, saved, output=None): edges and saved values of a node made in Python; the
+// array of `output` among `saved` is kept as in record.
 PyObject* attach(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 3 || !PyObject_TypeCheck(args[0], &node_type) || !PyTuple_Check(args[1]) ||
-      !PyTuple_Check(args[2])) {
-    PyErr_SetString(PyExc_TypeError, "attach(node, inputs: tuple, saved: tuple)");
+  if (count < 3 || count > 4 || !PyObject_TypeCheck(args[0], &node_type) ||
+      !PyTuple_Check(args[1]) || !PyTuple_Check(args[2]) ||
+      (count == 4 && args[3] != Py_None && !is_tensor(args[3]))) {
+    PyErr_SetString(PyExc_TypeError, "attach(node, inputs: tuple, saved: tuple, output=None)");
     return nullptr;
   }
+  TensorBase* output = count == 4 && args[3] != Py_None ? as_tensor(args[3]) : nullptr;
   Node* n = as_node(args[0]);
-  const Py_ssize_t size = PyTuple_GET_SIZE(args[1]);
-  PyObject* edges = PyTuple_New(size);
-  for (Py_ssize_t i = 0; edges && i < size; ++i) {
-    PyObject* edge = edge_of(PyTuple_GET_ITEM(args[1], i));
-    if (!edge) Py_CLEAR(edges);
-    else PyTuple_SET_ITEM(edges, i, edge);
-  }
+  PyObject* edges = edges_of(args[1]);
   if (!edges) return nullptr;
   Py_XSETREF(n->edges, edges);
   node_release_saved(n);
-  if (!save(n, args[2], nullptr)) return nullptr;
+  if (!save(n, args[2], output)) return nullptr;
   Py_RETURN_NONE;
 }
 
@@ -344,13 +340,14 @@ PyObject* set_grad_enabled(PyObject*, PyObject* value) {
   return PyBool_FromLong(before);
 }
 
-// set_classes(Tensor, AccumulateGrad)
-PyObject* set_classes(PyObject*, PyObject* args) {
-  PyObject *tensor, *accumulate;
-  if (!PyArg_ParseTuple(args, "O!O", &PyType_Type, &tensor, &accumulate)) return nullptr;
-  Py_INCREF(tensor);
-  g_tensor_class = reinterpret_cast<PyTypeObject*>(tensor);
-  g_accumulate_class = Py_NewRef(accumulate);
+// set_tensor_class(Tensor): the subclass of TensorBase that ops return.
+PyObject* set_tensor_class(PyObject*, PyObject* tensor) {
+  if (!PyType_Check(tensor) ||
+      !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(tensor), &tensor_base_type)) {
+    PyErr_SetString(PyExc_TypeError, "set_tensor_class(class: subclass of TensorBase)");
+    return nullptr;
+  }
+  g_tensor_class = reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor));
   Py_RETURN_NONE;
 }
 
@@ -387,13 +384,13 @@ bool add_tape(PyObject* module) {
 
   static PyMethodDef methods[] = {
       {"record", method(record), METH_FASTCALL, "record(NodeClass, array, inputs, saved)"},
-      {"attach", method(attach), METH_FASTCALL, "attach(node, inputs, saved)"},
+      {"attach", method(attach), METH_FASTCALL, "attach(node, inputs, saved, output=None)"},
       {"share", method(share), METH_FASTCALL, "share(twin, tensor)"},
       {"wrap", method(wrap), METH_O, "wrap(array) -> Tensor"},
       {"bump", method(bump), METH_O, "bump(tensor)"},
       {"grad_enabled", method(grad_enabled), METH_NOARGS, "grad_enabled() -> bool"},
       {"set_grad_enabled", method(set_grad_enabled), METH_O, "returns the mode before"},
-      {"set_classes", method(set_classes), METH_VARARGS, "set_classes(Tensor, AccumulateGrad)"},
+      {"set_tensor_class", method(set_tensor_class), METH_O, "set_tensor_class(Tensor)"},
       {nullptr, nullptr, 0, nullptr}};
   if (PyType_Ready(&tensor_base_type) < 0 || PyType_Ready(&node_type) < 0) return false;
   if (PyModule_AddObjectRef(module, "TensorBase", (PyObject*)&tensor_base_type) < 0) return false;

@@ -19,7 +19,7 @@ struct TensorBase {
   PyObject_HEAD
   PyObject* array;  // numpy.ndarray or cupy.ndarray
   PyObject* grad;
-  PyObject* node;   // node that made this tensor, or the leaf's accumulator once asked for
+  PyObject* node;   // node that made this tensor; nullptr: a leaf
   PyObject* base;   // of a view: the tensor that it views, never itself a view
   PyObject* views;  // weak references to live views, kept for in-place writes
   PyObject* hooks;
@@ -32,7 +32,7 @@ struct TensorBase {
 // One recorded op. Python subclasses define backward(self, grad, ...) -> grad or tuple of grads.
 struct Node {
   PyObject_HEAD
-  PyObject* edges;     // tuple: per input the node its gradient goes to, or None
+  PyObject* edges;     // tuple: per input its node, the input itself if a leaf, or None
   PyObject* saved;     // tuple, or nullptr after release
   int64_t* versions;   // per saved item: its version when saved
   Counter* output;     // counter of the output, when the output is among `saved`
