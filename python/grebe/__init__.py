@@ -1,3 +1,41 @@
-"""grebe: deep learning on kernels that can be read."""
+"""grebe: deep learning on kernels that can be read.
+
+PyTorch's names, arguments, defaults and shapes, on NumPy arrays and hand-written kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import autograd, dtypes
+from ._cpu import num_threads as get_num_threads
+from ._cpu import set_num_threads
+from .autograd import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from .dtypes import *  # noqa: F403
+from .ops import MODULES as _MODULES
+from .tensor import Size, Tensor, device, is_tensor
 
 __version__ = "0.1.0"
+
+channels_last = "channels_last"
+contiguous_format = "contiguous"
+preserve_format = None
+inf, nan, pi, e, newaxis = float("inf"), float("nan"), 3.141592653589793, 2.718281828459045, None
+
+for _module in _MODULES:
+    globals().update({name: getattr(_module, name) for name in _module.__all__})
+
+
+def __getattr__(name: str) -> Any:
+    """Packages that `import grebe` alone leaves unloaded."""
+    if name in ("nn", "optim", "utils", "datasets", "models", "linalg", "metrics"):
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'grebe' has no attribute {name!r}")

@@ -446,7 +446,11 @@ def expect_float(name: str, argument: str, value: Any) -> Array:
 
 def record_view(node_class: type[Node], array: Array, tensor: Tensor, saved: tuple[Any, ...]) -> Tensor:
     """Like `record` for a result that shares memory with `tensor`."""
-    out: Tensor = record(node_class, array, (tensor,), saved)
+    return link_view(record(node_class, array, (tensor,), saved), tensor)
+
+
+def link_view(out: Tensor, tensor: Tensor) -> Tensor:
+    """Marks `out` as a view of `tensor`."""
     root = tensor if tensor._base is None else tensor._base
     out._base = root
     share(out, tensor)

@@ -1,0 +1,9 @@
+"""Every op of the library: one file per family, with kernels of the same name in csrc.
+
+A module's ``__all__`` lists what becomes ``grebe.<name>``; functions marked `@method` are also
+methods of Tensor; nn.functional imports the rest by name.
+"""
+
+from . import creation, elementwise, indexing, reduce, shape
+
+MODULES = (creation, elementwise, indexing, reduce, shape)
