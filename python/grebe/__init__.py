@@ -5,6 +5,7 @@ PyTorch's names, arguments, defaults and shapes, on NumPy arrays and hand-writte
 
 from __future__ import annotations
 
+from math import e, inf, nan, pi
 from typing import Any
 
 from . import autograd, dtypes
@@ -25,8 +26,7 @@ __version__ = "0.1.0"
 
 channels_last = "channels_last"
 contiguous_format = "contiguous"
-preserve_format = None
-inf, nan, pi, e, newaxis = float("inf"), float("nan"), 3.141592653589793, 2.718281828459045, None
+preserve_format = newaxis = None
 
 for _module in _MODULES:
     globals().update({name: getattr(_module, name) for name in _module.__all__})

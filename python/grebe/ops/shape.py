@@ -785,10 +785,12 @@ for _name, _dtype in (
     _define_cast(_name, _dtype)
 
 
-@method
-def type(self: Tensor, dtype: Any = None) -> Any:
+def _type(self: Tensor, dtype: Any = None) -> Any:
     """The dtype's name, or the tensor cast to `dtype`."""
     return f"grebe.{self.dtype}" if dtype is None else to(self, dtype)
+
+
+Tensor.type = _type  # type: ignore[attr-defined]
 
 
 @method
