@@ -1,0 +1,154 @@
+// What convolution and pooling share: the geometry of sliding windows, and copies of image planes
+// into a form where the elements under one tap of the window lie side by side for a whole row of
+// outputs: padded, and with columns split by their phase, i.e. padded column w of stride s stands at
+// [w % s][w / s]. One copy of the input, from any strides, turns padding, stride, dilation and memory
+// format into plain offsets: tap (kh, kw) of output (oh, ow) is at
+//   (oh * stride_h + kh * dilation_h) * row + column(kw) + ow.
+#pragma once
+#include "kernels.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+struct Window {
+  int64_t in_h, in_w, out_h, out_w;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+
+  // Extent of the padded input that the windows really touch.
+  int64_t padded_h() const { return (out_h - 1) * stride_h + (kernel_h - 1) * dilation_h + 1; }
+  int64_t padded_w() const { return (out_w - 1) * stride_w + (kernel_w - 1) * dilation_w + 1; }
+  int64_t phase() const { return out_w + (kernel_w - 1) * dilation_w / stride_w; }
+  int64_t row() const { return stride_w * phase(); }
+  int64_t plane() const { return padded_h() * row(); }
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t tap(int64_t kh, int64_t kw) const {
+    const int64_t w = kw * dilation_w;
+    return kh * dilation_h * row() + w % stride_w * phase() + w / stride_w;
+  }
+};
+
+template <class T>
+inline void fill(T* p, int64_t n, T value) {
+  const vec<T> v = splat(value);
+  int64_t i = 0;
+  for (; i + lanes<T> <= n; i += lanes<T>) store(p + i, v);
+  for (; i < n; ++i) p[i] = value;
+}
+
+// Interleaves the low (high) halves of a and b: a0 b0 a1 b1 ...
+template <bool kHigh, class V, size_t... I>
+inline V zip(V a, V b, std::index_sequence<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(
+      a, b, ((kHigh ? n / 2 : 0) + static_cast<int>(I) / 2 + static_cast<int>(I) % 2 * n)...);
+}
+template <class T, bool kHigh>
+inline vec<T> zip(vec<T> a, vec<T> b) {
+  return zip<kHigh>(a, b, std::make_index_sequence<lanes<T>>{});
+}
+
+// Transposes a square of lanes x lanes: log2(lanes) rounds of interleaving.
+template <class T>
+inline void transpose_square(vec<T>* r) {
+  constexpr int n = lanes<T>;
+#pragma GCC unroll 4
+  for (int round = 1; round < n; round *= 2) {
+    vec<T> t[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      t[2 * i] = zip<T, false>(r[i], r[i + n / 2]);
+      t[2 * i + 1] = zip<T, true>(r[i], r[i + n / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) r[i] = t[i];
+  }
+}
+
+// The same for at most lanes rows and columns of memory.
+template <class T>
+inline void transpose_block(T* dst, int64_t dst_i, const T* src, int64_t src_j, int64_t rows,
+                            int64_t columns) {
+  vec<T> r[lanes<T>];
+  for (int64_t j = 0; j < lanes<T>; ++j) {
+    if (j >= columns) r[j] = vec<T>{};
+    else r[j] = rows == lanes<T> ? load(src + j * src_j) : load_n(src + j * src_j, rows);
+  }
+  transpose_square<T>(r);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (columns == lanes<T>) store(dst + i * dst_i, r[i]);
+    else store_n(dst + i * dst_i, r[i], columns);
+  }
+}
+
+template <class T>
+inline void copy_run(T* dst, const T* src, int64_t n) {
+  int64_t i = 0;
+  for (; i + lanes<T> <= n; i += lanes<T>) store(dst + i, load(src + i));
+  if (i < n) store_n(dst + i, load_n(src + i, n - i), n - i);
+}
+
+// dst[i * dst_i + j * dst_j] = src[i * src_i + j * src_j]
+template <class T>
+void copy_plane(T* dst, int64_t dst_i, int64_t dst_j, const T* src, int64_t src_i, int64_t src_j,
+                int64_t ni, int64_t nj) {
+  if (nj == 1) dst_j = src_j = 1;
+  if (dst_i == 1 && dst_j != 1) return copy_plane(dst, dst_j, dst_i, src, src_j, src_i, nj, ni);
+  if (dst_j == 1 && src_j == 1) {
+    for (int64_t i = 0; i < ni; ++i) copy_run(dst + i * dst_i, src + i * src_i, nj);
+  } else if (dst_j == 1 && src_i == 1) {
+    constexpr int64_t n = lanes<T>;
+    for (int64_t j = 0; j < nj; j += n)
+      for (int64_t i = 0; i < ni; i += n)
+        transpose_block(dst + i * dst_i + j, dst_i, src + j * src_j + i, src_j,
+                        ni - i < n ? ni - i : n, nj - j < n ? nj - j : n);
+  } else {
+    for (int64_t i = 0; i < ni; ++i)
+      for (int64_t j = 0; j < nj; ++j) dst[i * dst_i + j * dst_j] = src[i * src_i + j * src_j];
+  }
+}
+
+// Walks the columns of one padded row phase by phase: f(position of the first, its input column,
+// how many), the columns stride_w apart in the input. Padding is left out.
+template <class F>
+inline void for_phases(const Window& g, const F& f) {
+  for (int64_t p = 0; p < g.stride_w; ++p) {
+    int64_t first = g.pad_w > p ? (g.pad_w - p + g.stride_w - 1) / g.stride_w : 0;
+    const int64_t column = first * g.stride_w + p - g.pad_w;
+    int64_t count = column < g.in_w ? (g.in_w - column + g.stride_w - 1) / g.stride_w : 0;
+    if (count > g.phase() - first) count = g.phase() - first;
+    if (count > 0) f(p * g.phase() + first, column, count);
+  }
+}
+
+// Rows [begin, end) of the input that the windows touch.
+inline int64_t rows_touched(const Window& g) {
+  const int64_t end = g.padded_h() - g.pad_h;
+  return end < 0 ? 0 : (end < g.in_h ? end : g.in_h);
+}
+
+// Strides of one array as (batch, channel, row, column).
+struct Strides {
+  int64_t n, c, h, w;
+};
+inline Strides strides_of(const View& v) {
+  return {v.strides[0], v.strides[1], v.strides[2], v.strides[3]};
+}
+
+// `channels` planes in padded, phase-split form; the padding of dst is set before, once.
+template <class T>
+inline void split_planes(T* dst, const T* src, const Strides& s, int64_t channels,
+                         const Window& g) {
+  const int64_t row = g.row(), plane = g.plane(), rows = rows_touched(g);
+  for (int64_t h = 0; h < rows; ++h)
+    for_phases(g, [&](int64_t at, int64_t column, int64_t count) {
+      copy_plane(dst + (h + g.pad_h) * row + at, plane, static_cast<int64_t>(1),
+                 src + h * s.h + column * s.w, s.c, g.stride_w * s.w, channels, count);
+    });
+}
+
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+}  // namespace grebe::GREBE_ISA
