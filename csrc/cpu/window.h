@@ -87,6 +87,29 @@ inline void copy_run(T* dst, const T* src, int64_t n) {
   if (i < n) store_n(dst + i, load_n(src + i, n - i), n - i);
 }
 
+// Elements 0, 2, 4, ... of a, then of b.
+template <class V, size_t... I>
+inline V every_second(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (2 * static_cast<int>(I))...);
+}
+
+// dst[i] = src[2 * i]
+template <class T>
+inline void copy_every_second(T* dst, const T* src, int64_t n) {
+  constexpr auto all = std::make_index_sequence<lanes<T>>{};
+  int64_t i = 0;
+  for (; i < n; i += lanes<T>, src += 2 * lanes<T>) {
+    const int64_t left = 2 * (n - i) - 1;  // of src; the element after the last need not exist
+    const vec<T> a = left >= lanes<T> ? load(src) : load_n(src, left);
+    vec<T> b{};
+    if (left >= 2 * lanes<T>) b = load(src + lanes<T>);
+    else if (left > lanes<T>) b = load_n(src + lanes<T>, left - lanes<T>);
+    const vec<T> r = every_second(a, b, all);
+    if (n - i >= lanes<T>) store(dst + i, r);
+    else store_n(dst + i, r, n - i);
+  }
+}
+
 // dst[i * dst_i + j * dst_j] = src[i * src_i + j * src_j]
 template <class T>
 void copy_plane(T* dst, int64_t dst_i, int64_t dst_j, const T* src, int64_t src_i, int64_t src_j,
@@ -101,6 +124,8 @@ void copy_plane(T* dst, int64_t dst_i, int64_t dst_j, const T* src, int64_t src_
       for (int64_t i = 0; i < ni; i += n)
         transpose_block(dst + i * dst_i + j, dst_i, src + j * src_j + i, src_j,
                         ni - i < n ? ni - i : n, nj - j < n ? nj - j : n);
+  } else if (dst_j == 1 && src_j == 2) {
+    for (int64_t i = 0; i < ni; ++i) copy_every_second(dst + i * dst_i, src + i * src_i, nj);
   } else {
     for (int64_t i = 0; i < ni; ++i)
       for (int64_t j = 0; j < nj; ++j) dst[i * dst_i + j * dst_j] = src[i * src_i + j * src_j];

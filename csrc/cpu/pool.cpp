@@ -1,0 +1,509 @@
+// Maximum and average pooling in two dimensions, forward and backward.
+//
+// Planes (NCHW): one plane at a time is copied into padded, phase-split form (window.h), so that
+// every tap of a row of outputs is one contiguous load; lanes hold neighbouring outputs. Backward
+// adds into a plane of the same form and merges the phases at the end. Channels-last: lanes hold
+// channels, the window is clipped per pixel, nothing is copied.
+//
+// The position of a maximum is kept as its number within the window (kh * kernel_w + kw), one byte
+// when that fits. Floor: the bytes of input, output and index once each; see docs/kernels/pool.md.
+#include "window.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+// One dimension of the windows. Adaptive: window o is [o * in / out, ceil((o + 1) * in / out)).
+struct Axis {
+  int64_t in, out, kernel, stride, pad, dilation;
+  bool adaptive;
+
+  int64_t begin(int64_t o) const { return adaptive ? o * in / out : o * stride - pad; }
+  int64_t first_tap(int64_t o) const {
+    const int64_t b = begin(o);
+    return b >= 0 ? 0 : (-b + dilation - 1) / dilation;
+  }
+  int64_t end_tap(int64_t o) const {
+    if (adaptive) return ((o + 1) * in + out - 1) / out - begin(o);
+    const int64_t fitting = (in - begin(o) + dilation - 1) / dilation;
+    return fitting < kernel ? fitting : kernel;
+  }
+  // Cells that an average divides by; with padding counted, but nothing beyond it.
+  int64_t cells(int64_t o, bool count_pad) const {
+    if (!count_pad || adaptive) return end_tap(o) - first_tap(o);
+    const int64_t b = begin(o), end = b + kernel, limit = in + pad;
+    return (end < limit ? end : limit) - b;
+  }
+};
+
+struct Divisor {
+  bool count_pad;
+  int64_t override;  // 0: the number of cells
+};
+
+// As many small integers as vec<T> has lanes.
+template <class T, class I>
+struct Narrow {
+  typedef I type __attribute__((vector_size(lanes<T> * sizeof(I))));
+};
+
+template <class T, class I>
+inline mask_of<T> load_index(const I* p) {
+  typename Narrow<T, I>::type v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, mask_of<T>);
+}
+template <class T, class I>
+inline void store_index(I* p, mask_of<T> index) {
+  const auto v = __builtin_convertvector(index, typename Narrow<T, I>::type);
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+template <class T, class I>
+inline mask_of<T> load_index_n(const I* p, int64_t n) {
+  I buffer[lanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return load_index<T>(buffer);
+}
+template <class T, class I>
+inline void store_index_n(I* p, mask_of<T> index, int64_t n) {
+  I buffer[lanes<T>];
+  store_index<T>(buffer, index);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+template <class T>
+inline mask_of<T> splat_index(int64_t k) {
+  return mask_of<T>{} + static_cast<std::remove_reference_t<decltype(mask_of<T>{}[0])>>(k);
+}
+
+template <class T>
+struct Best {
+  vec<T> value = splat(-std::numeric_limits<T>::infinity());
+  mask_of<T> index;
+
+  // The first maximum counts; a NaN beats everything before it.
+  void offer(vec<T> v, int64_t k) {
+    const mask_of<T> take = (v > value) | (v != v);
+    value = select(take, v, value);
+    index = select(take, splat_index<T>(k), index);
+  }
+};
+
+struct Pool {
+  Axis h, w;
+  int64_t batch, channels;
+  Strides in, out;  // of x or its gradient, of y or its gradient
+
+  bool channels_last() const { return h.adaptive || (in.c == 1 && out.c == 1 && channels > 1); }
+  Window window() const {
+    return {h.in,     w.in,     h.out, w.out, h.kernel,   w.kernel,
+            h.stride, w.stride, h.pad, w.pad, h.dilation, w.dilation};
+  }
+};
+
+// ---- channels-last ----
+
+template <class T, class F>
+void each_pixel(const Pool& p, int64_t begin, int64_t end, const F& f) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t n = i / p.h.out, oh = i % p.h.out;
+    for (int64_t ow = 0; ow < p.w.out; ++ow)
+      f(n * p.in.n + p.h.begin(oh) * p.in.h + p.w.begin(ow) * p.in.w,
+        n * p.out.n + oh * p.out.h + ow * p.out.w, oh, ow);
+  }
+}
+
+// f(offset of the tap, its number) for the taps of window (oh, ow) that lie inside the input.
+template <class F>
+inline void each_tap(const Pool& p, int64_t oh, int64_t ow, const F& f) {
+  const int64_t h1 = p.h.end_tap(oh), w0 = p.w.first_tap(ow), w1 = p.w.end_tap(ow);
+  for (int64_t kh = p.h.first_tap(oh); kh < h1; ++kh)
+    for (int64_t kw = w0; kw < w1; ++kw)
+      f(kh * p.h.dilation * p.in.h + kw * p.w.dilation * p.in.w, kh * p.w.kernel + kw);
+}
+
+template <class T, class I>
+void max_channels(const Pool& p, const T* x, T* y, I* index) {
+  parallel_for(p.batch * p.h.out, int64_t{4}, [&](int64_t begin, int64_t end) {
+    each_pixel<T>(p, begin, end, [&](int64_t from, int64_t to, int64_t oh, int64_t ow) {
+      const int64_t first = p.h.first_tap(oh) * p.w.kernel + p.w.first_tap(ow);
+      for (int64_t c = 0; c < p.channels; c += lanes<T>) {
+        const int64_t left = p.channels - c;
+        Best<T> best{.index = splat_index<T>(first)};
+        each_tap(p, oh, ow, [&](int64_t at, int64_t k) {
+          const T* px = x + from + at + c;
+          best.offer(left >= lanes<T> ? load(px) : load_n(px, left), k);
+        });
+        if (left >= lanes<T>) {
+          store(y + to + c, best.value);
+          if (index) store_index<T>(index + to + c, best.index);
+        } else {
+          store_n(y + to + c, best.value, left);
+          if (index) store_index_n<T>(index + to + c, best.index, left);
+        }
+      }
+    });
+  });
+}
+
+inline int64_t cells_of(const Pool& p, Divisor d, int64_t oh, int64_t ow) {
+  return d.override ? d.override : p.h.cells(oh, d.count_pad) * p.w.cells(ow, d.count_pad);
+}
+
+template <class T>
+void avg_channels(const Pool& p, const T* x, T* y, Divisor divisor) {
+  parallel_for(p.batch * p.h.out, int64_t{4}, [&](int64_t begin, int64_t end) {
+    each_pixel<T>(p, begin, end, [&](int64_t from, int64_t to, int64_t oh, int64_t ow) {
+      const vec<T> cells = splat(static_cast<T>(cells_of(p, divisor, oh, ow)));
+      for (int64_t c = 0; c < p.channels; c += lanes<T>) {
+        const int64_t left = p.channels - c;
+        vec<T> sum{};
+        each_tap(p, oh, ow, [&](int64_t at, int64_t) {
+          const T* px = x + from + at + c;
+          sum += left >= lanes<T> ? load(px) : load_n(px, left);
+        });
+        if (left >= lanes<T>) store(y + to + c, sum / cells);
+        else store_n(y + to + c, sum / cells, left);
+      }
+    });
+  });
+}
+
+// gx += share(gradient vector, index of its window, tap) over all taps; windows of one image may
+// overlap, so an image belongs to one thread.
+template <class T, class Share>
+void spread_channels(const Pool& p, T* gx, const T* grad, const Share& share) {
+  parallel_for(p.batch, int64_t{1}, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t h = 0; h < p.h.in; ++h)
+        for (int64_t w = 0; w < p.w.in; ++w)
+          fill(gx + n * p.in.n + h * p.in.h + w * p.in.w, p.channels, T(0));
+    each_pixel<T>(p, begin * p.h.out, end * p.h.out,
+                  [&](int64_t to, int64_t from, int64_t oh, int64_t ow) {
+      for (int64_t c = 0; c < p.channels; c += lanes<T>) {
+        const int64_t left = p.channels - c, size = left < lanes<T> ? left : lanes<T>;
+        const vec<T> g = size == lanes<T> ? load(grad + from + c) : load_n(grad + from + c, size);
+        const auto part = share(g, from + c, size, oh, ow);
+        each_tap(p, oh, ow, [&](int64_t at, int64_t k) {
+          T* px = gx + to + at + c;
+          if (size == lanes<T>) store(px, load(px) + part(k));
+          else store_n(px, load_n(px, size) + part(k), size);
+        });
+      }
+    });
+  });
+}
+
+// ---- planes ----
+
+// Scratch of one thread: a split plane, and whatever else a kernel needs per plane.
+struct PlaneScratch {
+  char* base;
+  int64_t shared, plane_bytes, extra_bytes;
+  int threads;
+  bool ok() const { return base != nullptr; }
+  char* plane(int64_t t) const { return base + shared + t * (plane_bytes + extra_bytes); }
+  char* extra(int64_t t) const { return plane(t) + plane_bytes; }
+};
+
+template <class T>
+PlaneScratch plane_scratch(const Pool& p, int64_t shared, int64_t extra) {
+  PlaneScratch s;
+  const int64_t planes = p.batch * p.channels, most = num_threads();
+  s.threads = static_cast<int>(planes < most ? (planes > 0 ? planes : 1) : most);
+  s.shared = round_up(shared, 64);
+  s.extra_bytes = round_up(extra, 64);
+  s.plane_bytes =
+      round_up((p.window().plane() + lanes<T>)*static_cast<int64_t>(sizeof(T)), 64);
+  s.base = static_cast<char*>(
+      scratch(static_cast<size_t>(s.shared + s.threads * (s.plane_bytes + s.extra_bytes))));
+  return s;
+}
+
+// f(plane of x, plane of y, thread) for every plane, shared out among threads.
+template <class F>
+void each_plane(const Pool& p, int64_t t, int64_t team, const F& f) {
+  const int64_t planes = p.batch * p.channels;
+  for (int64_t i = planes * t / team; i < planes * (t + 1) / team; ++i) {
+    const int64_t n = i / p.channels, c = i % p.channels;
+    f(n * p.in.n + c * p.in.c, n * p.out.n + c * p.out.c);
+  }
+}
+
+template <class T, class I>
+bool max_planes(const Pool& p, const T* x, T* y, I* index) {
+  using Int = std::remove_reference_t<decltype(mask_of<T>{}[0])>;
+  const Window g = p.window();
+  const int64_t row = g.row(), width = round_up(p.w.out, lanes<T>);
+  const PlaneScratch s =
+      plane_scratch<T>(p, width * static_cast<int64_t>(sizeof(Int)),
+                       (p.h.out * p.w.out + lanes<T>)*static_cast<int64_t>(sizeof(I)));
+  if (!s.ok()) return false;
+  Int* first_column = reinterpret_cast<Int*>(s.base);
+  for (int64_t i = 0; i < width; ++i)
+    first_column[i] = static_cast<Int>(i < p.w.out ? p.w.first_tap(i) : 0);
+  parallel_region(s.threads, [&](int64_t t, int64_t team) {
+    T* plane = reinterpret_cast<T*>(s.plane(t));
+    I* indices = reinterpret_cast<I*>(s.extra(t));
+    fill(plane, g.plane() + lanes<T>, -std::numeric_limits<T>::infinity());
+    each_plane(p, t, team, [&](int64_t from, int64_t to) {
+      split_planes(plane, x + from, p.in, int64_t{1}, g);
+      for (int64_t oh = 0; oh < p.h.out; ++oh) {
+        const mask_of<T> first_row = splat_index<T>(p.h.first_tap(oh) * p.w.kernel);
+        for (int64_t ow = 0; ow < p.w.out; ow += lanes<T>) {
+          const T* at = plane + oh * p.h.stride * row + ow;
+          mask_of<T> first;
+          __builtin_memcpy(&first, first_column + ow, sizeof(first));
+          Best<T> best{.index = first + first_row};
+          for (int64_t kh = 0, k = 0; kh < g.kernel_h; ++kh)
+            for (int64_t kw = 0; kw < g.kernel_w; ++kw, ++k)
+              best.offer(load(at + g.tap(kh, kw)), k);
+          T* py = y + to + oh * p.out.h + ow;
+          if (p.w.out - ow >= lanes<T>) store(py, best.value);
+          else store_n(py, best.value, p.w.out - ow);
+          // Runs over into the next row, which is written later.
+          if (index) store_index<T>(indices + oh * p.w.out + ow, best.index);
+        }
+      }
+      if (index) __builtin_memcpy(index + to, indices, sizeof(I) * p.h.out * p.w.out);
+    });
+  });
+  return true;
+}
+
+// Cells of each column of outputs, 1 after the last; rows multiply.
+template <class T>
+void fill_cells(T* cells, int64_t width, const Axis& w, Divisor d) {
+  for (int64_t i = 0; i < width; ++i)
+    cells[i] = static_cast<T>(d.override || i >= w.out ? 1 : w.cells(i, d.count_pad));
+}
+template <class T>
+vec<T> row_cells(const Axis& h, Divisor d, int64_t oh) {
+  return splat(static_cast<T>(d.override ? d.override : h.cells(oh, d.count_pad)));
+}
+
+template <class T>
+bool avg_planes(const Pool& p, const T* x, T* y, Divisor divisor) {
+  const Window g = p.window();
+  const int64_t row = g.row(), width = round_up(p.w.out, lanes<T>);
+  const PlaneScratch s = plane_scratch<T>(p, width * static_cast<int64_t>(sizeof(T)), 0);
+  if (!s.ok()) return false;
+  T* cells = reinterpret_cast<T*>(s.base);
+  fill_cells(cells, width, p.w, divisor);
+  parallel_region(s.threads, [&](int64_t t, int64_t team) {
+    T* plane = reinterpret_cast<T*>(s.plane(t));
+    fill(plane, g.plane() + lanes<T>, T(0));
+    each_plane(p, t, team, [&](int64_t from, int64_t to) {
+      split_planes(plane, x + from, p.in, int64_t{1}, g);
+      for (int64_t oh = 0; oh < p.h.out; ++oh) {
+        const vec<T> rows = row_cells<T>(p.h, divisor, oh);
+        for (int64_t ow = 0; ow < p.w.out; ow += lanes<T>) {
+          const T* at = plane + oh * p.h.stride * row + ow;
+          vec<T> sum{};
+          for (int64_t kh = 0; kh < g.kernel_h; ++kh)
+            for (int64_t kw = 0; kw < g.kernel_w; ++kw) sum += load(at + g.tap(kh, kw));
+          sum = sum / (rows * load(cells + ow));
+          T* py = y + to + oh * p.out.h + ow;
+          if (p.w.out - ow >= lanes<T>) store(py, sum);
+          else store_n(py, sum, p.w.out - ow);
+        }
+      }
+    });
+  });
+  return true;
+}
+
+// dst[2 i] = a[i], dst[2 i + 1] = b[i] for elements of dst below n.
+template <class T>
+inline void interleave(T* dst, const T* a, const T* b, int64_t n) {
+  for (int64_t i = 0; i < n; i += 2 * lanes<T>, a += lanes<T>, b += lanes<T>) {
+    const vec<T> u = load(a), v = load(b), low = zip<T, false>(u, v), high = zip<T, true>(u, v);
+    const int64_t left = n - i;
+    if (left >= 2 * lanes<T>) {
+      store(dst + i, low);
+      store(dst + i + lanes<T>, high);
+    } else {
+      store_n(dst + i, low, left < lanes<T> ? left : lanes<T>);
+      if (left > lanes<T>) store_n(dst + i + lanes<T>, high, left - lanes<T>);
+    }
+  }
+}
+
+// The inverse of split_planes for one plane; what no window touches gets zero.
+template <class T>
+void merge_plane(T* dst, const T* src, const Strides& s, const Window& g) {
+  const int64_t rows = rows_touched(g);
+  const bool simple = g.stride_w == 2 && g.pad_w == 0 && s.w == 1 && g.in_w <= 2 * g.phase();
+  for (int64_t h = 0; h < g.in_h; ++h) {
+    T* to = dst + h * s.h;
+    const T* from = src + (h + g.pad_h) * g.row();
+    if (h < rows && simple) {
+      interleave(to, from, from + g.phase(), g.in_w);
+      continue;
+    }
+    if (h >= rows || g.stride_w * g.phase() - g.pad_w < g.in_w)
+      for (int64_t w = 0; w < g.in_w; ++w) to[w * s.w] = T(0);
+    if (h < rows)
+      for_phases(g, [&](int64_t at, int64_t column, int64_t count) {
+        copy_plane(to + column * s.w, int64_t{0}, g.stride_w * s.w, from + at, int64_t{0},
+                   int64_t{1}, int64_t{1}, count);
+      });
+  }
+}
+
+// As spread_channels: share(gradient vector, position of its first output in the plane, oh, ow)
+// gives a function of the tap. `load_plane(thread, offset)` prepares a plane.
+template <class T, class Prepare, class Share>
+void spread_planes(const Pool& p, const PlaneScratch& s, T* gx, const T* grad,
+                   const Prepare& prepare, const Share& share) {
+  const Window g = p.window();
+  parallel_region(s.threads, [&](int64_t t, int64_t team) {
+    T* plane = reinterpret_cast<T*>(s.plane(t));
+    each_plane(p, t, team, [&](int64_t to, int64_t from) {
+      fill(plane, g.plane() + lanes<T>, T(0));
+      prepare(t, from);
+      for (int64_t oh = 0; oh < p.h.out; ++oh)
+        for (int64_t ow = 0; ow < p.w.out; ow += lanes<T>) {
+          const T* pg = grad + from + oh * p.out.h + ow;
+          const int64_t left = p.w.out - ow;
+          const vec<T> value = left >= lanes<T> ? load(pg) : load_n(pg, left);
+          const auto part = share(value, t, oh, ow);
+          T* at = plane + oh * p.h.stride * g.row() + ow;
+          for (int64_t kh = 0, k = 0; kh < g.kernel_h; ++kh)
+            for (int64_t kw = 0; kw < g.kernel_w; ++kw, ++k) {
+              T* cell = at + g.tap(kh, kw);
+              store(cell, load(cell) + part(k));
+            }
+        }
+      merge_plane(gx + to, plane, p.in, g);
+    });
+  });
+}
+
+// ---- dispatch ----
+
+template <class T, class I>
+bool max_forward(const Pool& p, In x, Out y, OptOut index) {
+  if (!p.channels_last()) return max_planes(p, data<T>(x), data<T>(y), data<I>(index));
+  max_channels(p, data<T>(x), data<T>(y), data<I>(index));
+  return true;
+}
+
+template <class T, class I>
+bool max_backward(const Pool& p, In grad, In index, Out gx) {
+  const I* indices = data<I>(index);
+  auto chosen = [](vec<T> g, mask_of<T> best) {
+    return [=](int64_t k) { return select(best == splat_index<T>(k), g, vec<T>{}); };
+  };
+  if (p.channels_last()) {
+    spread_channels(p, data<T>(gx), data<T>(grad),
+                    [&](vec<T> g, int64_t at, int64_t size, int64_t, int64_t) {
+                      return chosen(g, size == lanes<T> ? load_index<T>(indices + at)
+                                                        : load_index_n<T>(indices + at, size));
+                    });
+    return true;
+  }
+  const int64_t pixels = p.h.out * p.w.out;
+  const PlaneScratch s =
+      plane_scratch<T>(p, 0, (pixels + lanes<T>)*static_cast<int64_t>(sizeof(I)));
+  if (!s.ok()) return false;
+  spread_planes(
+      p, s, data<T>(gx), data<T>(grad),
+      [&](int64_t t, int64_t from) {
+        I* own = reinterpret_cast<I*>(s.extra(t));
+        __builtin_memcpy(own, indices + from, sizeof(I) * pixels);
+        for (int64_t i = 0; i < lanes<T>; ++i) own[pixels + i] = I(0);
+      },
+      [&](vec<T> g, int64_t t, int64_t oh, int64_t ow) {
+        return chosen(g, load_index<T>(reinterpret_cast<I*>(s.extra(t)) + oh * p.w.out + ow));
+      });
+  return true;
+}
+
+template <class T>
+bool avg_forward(const Pool& p, In x, Out y, Divisor divisor) {
+  if (!p.channels_last()) return avg_planes(p, data<T>(x), data<T>(y), divisor);
+  avg_channels(p, data<T>(x), data<T>(y), divisor);
+  return true;
+}
+
+template <class T>
+bool avg_backward(const Pool& p, In grad, Out gx, Divisor divisor) {
+  auto constant = [](vec<T> g) { return [=](int64_t) { return g; }; };
+  if (p.channels_last()) {
+    spread_channels(p, data<T>(gx), data<T>(grad),
+                    [&](vec<T> g, int64_t, int64_t, int64_t oh, int64_t ow) {
+                      return constant(g / splat(static_cast<T>(cells_of(p, divisor, oh, ow))));
+                    });
+    return true;
+  }
+  const int64_t width = round_up(p.w.out, lanes<T>);
+  const PlaneScratch s = plane_scratch<T>(p, width * static_cast<int64_t>(sizeof(T)), 0);
+  if (!s.ok()) return false;
+  T* cells = reinterpret_cast<T*>(s.base);
+  fill_cells(cells, width, p.w, divisor);
+  spread_planes(
+      p, s, data<T>(gx), data<T>(grad), [](int64_t, int64_t) {},
+      [&](vec<T> g, int64_t, int64_t oh, int64_t ow) {
+        return constant(g / (row_cells<T>(p.h, divisor, oh) * load(cells + ow)));
+      });
+  return true;
+}
+
+Pool pool_of(const View& x, const View& y, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+             int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
+             int64_t dilation_w) {
+  const bool adaptive = stride_h == 0;
+  return {{x.shape[2], y.shape[2], kernel_h, stride_h, pad_h, dilation_h, adaptive},
+          {x.shape[3], y.shape[3], kernel_w, stride_w, pad_w, dilation_w, adaptive},
+          x.shape[0],
+          x.shape[1],
+          strides_of(x),
+          strides_of(y)};
+}
+
+}  // namespace
+
+bool max_pool2d(In x, Out y, OptOut index, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
+                int64_t dilation_w) {
+  const Pool p = pool_of(x, y, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h,
+                         dilation_w);
+  const bool bytes = !index.data || index.dtype == DType::kUInt8;
+  if (x.dtype == DType::kFloat32)
+    return bytes ? max_forward<float, uint8_t>(p, x, y, index)
+                 : max_forward<float, int32_t>(p, x, y, index);
+  return bytes ? max_forward<double, uint8_t>(p, x, y, index)
+               : max_forward<double, int32_t>(p, x, y, index);
+}
+
+bool max_pool2d_grad(In grad, In index, Out gx, int64_t kernel_h, int64_t kernel_w,
+                     int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
+                     int64_t dilation_h, int64_t dilation_w) {
+  const Pool p = pool_of(gx, grad, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+                         dilation_h, dilation_w);
+  const bool bytes = index.dtype == DType::kUInt8;
+  if (gx.dtype == DType::kFloat32)
+    return bytes ? max_backward<float, uint8_t>(p, grad, index, gx)
+                 : max_backward<float, int32_t>(p, grad, index, gx);
+  return bytes ? max_backward<double, uint8_t>(p, grad, index, gx)
+               : max_backward<double, int32_t>(p, grad, index, gx);
+}
+
+bool avg_pool2d(In x, Out y, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                int64_t pad_h, int64_t pad_w, bool count_include_pad, int64_t divisor_override) {
+  const Pool p = pool_of(x, y, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1);
+  const Divisor d{count_include_pad, divisor_override};
+  return x.dtype == DType::kFloat32 ? avg_forward<float>(p, x, y, d)
+                                    : avg_forward<double>(p, x, y, d);
+}
+
+bool avg_pool2d_grad(In grad, Out gx, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                     int64_t stride_w, int64_t pad_h, int64_t pad_w, bool count_include_pad,
+                     int64_t divisor_override) {
+  const Pool p = pool_of(gx, grad, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1);
+  const Divisor d{count_include_pad, divisor_override};
+  return gx.dtype == DType::kFloat32 ? avg_backward<float>(p, grad, gx, d)
+                                     : avg_backward<double>(p, grad, gx, d);
+}
+
+}  // namespace grebe::GREBE_ISA
