@@ -198,6 +198,7 @@ void spread_channels(const Pool& p, T* gx, const T* grad, const Share& share) {
 // Scratch of one thread: a split plane, and whatever else a kernel needs per plane.
 struct PlaneScratch {
   char* base;
+  int64_t* taps;
   int64_t shared, plane_bytes, extra_bytes;
   int threads;
   bool ok() const { return base != nullptr; }
@@ -208,14 +209,20 @@ struct PlaneScratch {
 template <class T>
 PlaneScratch plane_scratch(const Pool& p, int64_t shared, int64_t extra) {
   PlaneScratch s;
+  const Window g = p.window();
   const int64_t planes = p.batch * p.channels, most = num_threads();
   s.threads = static_cast<int>(planes < most ? (planes > 0 ? planes : 1) : most);
-  s.shared = round_up(shared, 64);
+  const int64_t table = round_up(shared, 64);
+  s.shared = table + round_up(g.taps() * static_cast<int64_t>(sizeof(int64_t)), 64);
   s.extra_bytes = round_up(extra, 64);
   s.plane_bytes =
-      round_up((p.window().plane() + lanes<T>)*static_cast<int64_t>(sizeof(T)), 64);
+      round_up((g.plane() + lanes<T>)*static_cast<int64_t>(sizeof(T)), 64);
   s.base = static_cast<char*>(
       scratch(static_cast<size_t>(s.shared + s.threads * (s.plane_bytes + s.extra_bytes))));
+  s.taps = reinterpret_cast<int64_t*>(s.base + table);
+  if (!s.base) return s;
+  for (int64_t kh = 0, k = 0; kh < g.kernel_h; ++kh)
+    for (int64_t kw = 0; kw < g.kernel_w; ++kw, ++k) s.taps[k] = g.tap(kh, kw);
   return s;
 }
 
@@ -233,7 +240,7 @@ template <class T, class I>
 bool max_planes(const Pool& p, const T* x, T* y, I* index) {
   using Int = std::remove_reference_t<decltype(mask_of<T>{}[0])>;
   const Window g = p.window();
-  const int64_t row = g.row(), width = round_up(p.w.out, lanes<T>);
+  const int64_t row = g.row(), taps = g.taps(), width = round_up(p.w.out, lanes<T>);
   const PlaneScratch s =
       plane_scratch<T>(p, width * static_cast<int64_t>(sizeof(Int)),
                        (p.h.out * p.w.out + lanes<T>)*static_cast<int64_t>(sizeof(I)));
@@ -254,9 +261,7 @@ bool max_planes(const Pool& p, const T* x, T* y, I* index) {
           mask_of<T> first;
           __builtin_memcpy(&first, first_column + ow, sizeof(first));
           Best<T> best{.index = first + first_row};
-          for (int64_t kh = 0, k = 0; kh < g.kernel_h; ++kh)
-            for (int64_t kw = 0; kw < g.kernel_w; ++kw, ++k)
-              best.offer(load(at + g.tap(kh, kw)), k);
+          for (int64_t k = 0; k < taps; ++k) best.offer(load(at + s.taps[k]), k);
           T* py = y + to + oh * p.out.h + ow;
           if (p.w.out - ow >= lanes<T>) store(py, best.value);
           else store_n(py, best.value, p.w.out - ow);
@@ -284,7 +289,7 @@ vec<T> row_cells(const Axis& h, Divisor d, int64_t oh) {
 template <class T>
 bool avg_planes(const Pool& p, const T* x, T* y, Divisor divisor) {
   const Window g = p.window();
-  const int64_t row = g.row(), width = round_up(p.w.out, lanes<T>);
+  const int64_t row = g.row(), taps = g.taps(), width = round_up(p.w.out, lanes<T>);
   const PlaneScratch s = plane_scratch<T>(p, width * static_cast<int64_t>(sizeof(T)), 0);
   if (!s.ok()) return false;
   T* cells = reinterpret_cast<T*>(s.base);
@@ -299,8 +304,7 @@ bool avg_planes(const Pool& p, const T* x, T* y, Divisor divisor) {
         for (int64_t ow = 0; ow < p.w.out; ow += lanes<T>) {
           const T* at = plane + oh * p.h.stride * row + ow;
           vec<T> sum{};
-          for (int64_t kh = 0; kh < g.kernel_h; ++kh)
-            for (int64_t kw = 0; kw < g.kernel_w; ++kw) sum += load(at + g.tap(kh, kw));
+          for (int64_t k = 0; k < taps; ++k) sum += load(at + s.taps[k]);
           sum = sum / (rows * load(cells + ow));
           T* py = y + to + oh * p.out.h + ow;
           if (p.w.out - ow >= lanes<T>) store(py, sum);
@@ -332,10 +336,11 @@ inline void interleave(T* dst, const T* a, const T* b, int64_t n) {
 template <class T>
 void merge_plane(T* dst, const T* src, const Strides& s, const Window& g) {
   const int64_t rows = rows_touched(g);
+  const int64_t row = g.row();
   const bool simple = g.stride_w == 2 && g.pad_w == 0 && s.w == 1 && g.in_w <= 2 * g.phase();
   for (int64_t h = 0; h < g.in_h; ++h) {
     T* to = dst + h * s.h;
-    const T* from = src + (h + g.pad_h) * g.row();
+    const T* from = src + (h + g.pad_h) * row;
     if (h < rows && simple) {
       interleave(to, from, from + g.phase(), g.in_w);
       continue;
@@ -356,6 +361,7 @@ template <class T, class Prepare, class Share>
 void spread_planes(const Pool& p, const PlaneScratch& s, T* gx, const T* grad,
                    const Prepare& prepare, const Share& share) {
   const Window g = p.window();
+  const int64_t taps = g.taps(), row = g.row();
   parallel_region(s.threads, [&](int64_t t, int64_t team) {
     T* plane = reinterpret_cast<T*>(s.plane(t));
     each_plane(p, t, team, [&](int64_t to, int64_t from) {
@@ -367,12 +373,11 @@ void spread_planes(const Pool& p, const PlaneScratch& s, T* gx, const T* grad,
           const int64_t left = p.w.out - ow;
           const vec<T> value = left >= lanes<T> ? load(pg) : load_n(pg, left);
           const auto part = share(value, t, oh, ow);
-          T* at = plane + oh * p.h.stride * g.row() + ow;
-          for (int64_t kh = 0, k = 0; kh < g.kernel_h; ++kh)
-            for (int64_t kw = 0; kw < g.kernel_w; ++kw, ++k) {
-              T* cell = at + g.tap(kh, kw);
-              store(cell, load(cell) + part(k));
-            }
+          T* at = plane + oh * p.h.stride * row + ow;
+          for (int64_t k = 0; k < taps; ++k) {
+            T* cell = at + s.taps[k];
+            store(cell, load(cell) + part(k));
+          }
         }
       merge_plane(gx + to, plane, p.in, g);
     });

@@ -164,11 +164,15 @@ template <class T>
 inline void split_planes(T* dst, const T* src, const Strides& s, int64_t channels,
                          const Window& g) {
   const int64_t row = g.row(), plane = g.plane(), rows = rows_touched(g);
-  for (int64_t h = 0; h < rows; ++h)
-    for_phases(g, [&](int64_t at, int64_t column, int64_t count) {
-      copy_plane(dst + (h + g.pad_h) * row + at, plane, static_cast<int64_t>(1),
-                 src + h * s.h + column * s.w, s.c, g.stride_w * s.w, channels, count);
-    });
+  for_phases(g, [&](int64_t at, int64_t column, int64_t count) {
+    T* to = dst + g.pad_h * row + at;
+    const T* from = src + column * s.w;
+    if (channels == 1)
+      return copy_plane(to, row, int64_t{1}, from, s.h, g.stride_w * s.w, rows, count);
+    for (int64_t h = 0; h < rows; ++h)
+      copy_plane(to + h * row, plane, int64_t{1}, from + h * s.h, s.c, g.stride_w * s.w, channels,
+                 count);
+  });
 }
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
