@@ -1,0 +1,287 @@
+"""Cross entropy and negative log likelihood. Kernels: csrc/cpu/softmax.cpp. D2L 4.1.2, 22.11.
+
+The kernels work on logits and labels: no softmax and no one-hot target is ever stored. The composite
+forms, made of differentiable ops, serve `create_graph=True`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._cpu import Node, grad_enabled, record, wrap
+from ..backend import Array, contiguous, kernels, xp
+from ..dtypes import is_floating
+from ..tensor import Tensor, expect_tensor
+from .softmax import check_floating, empty_like, is_half, layout, log_softmax, softmax
+
+__all__: list[str] = []  # PyTorch has these names in nn.functional
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def check_reduction(name: str, reduction: str) -> int:
+    """Number of a reduction in the kernels; ValueError if there is none of that name."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction")
+    return REDUCTIONS[reduction]
+
+
+
+def _class_dim(input: Tensor) -> int:
+    return 0 if input.ndim == 1 else 1
+
+
+def _labels(name: str, input: Tensor, target: Tensor) -> Array:
+    """The labels as contiguous int64, shape checked against `input`."""
+    y = expect_tensor(name, "target", target)
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"{name}: target must hold integer class labels, got dtype {y.dtype}")
+    shape = input.array.shape
+    expected = () if len(shape) == 1 else (shape[0], *shape[2:])
+    if y.shape != expected:
+        raise ValueError(
+            f"{name}: expected target of shape {list(expected)} for input of shape {list(shape)}, "
+            f"got {list(y.shape)}"
+        )
+    return contiguous(y.astype(np.int64, copy=False))
+
+
+def _class_weight(name: str, weight: Tensor | None, x: Array, classes: int) -> Array | None:
+    if weight is None:
+        return None
+    w = expect_tensor(name, "weight", weight)
+    if w.shape != (classes,):
+        raise ValueError(
+            f"{name}: expected weight of shape [{classes}], one per class, got {list(w.shape)}"
+        )
+    return contiguous(w.astype(x.dtype, copy=False))
+
+
+def _check_labels(name: str, info: Array, labels: Array, classes: int, ignore_index: int) -> None:
+    """IndexError if the kernel found a label that is no class."""
+    position = int(info[1])
+    if position >= 0:
+        raise IndexError(
+            f"{name}: Target {labels.flat[position]} is out of bounds: expected 0 <= target < "
+            f"{classes} or ignore_index {ignore_index}, at position "
+            f"{[int(i) for i in np.unravel_index(position, labels.shape)]}"
+        )
+
+
+def _target_distribution(
+    labels: Array, weight: Array | None, like: Array, dim: int, ignored: int, smoothing: float
+) -> Array:
+    """What the loss multiplies -log p by, for every class: shape of `like`."""
+    lib = xp(like)
+    classes = like.shape[dim]
+    used = lib.expand_dims(labels != ignored, dim)
+    index = lib.where(used, lib.expand_dims(labels, dim), 0)
+    target = lib.full(like.shape, smoothing / classes, like.dtype)
+    on_label = lib.take_along_axis(target, index, dim) + (1 - smoothing)
+    lib.put_along_axis(target, index, on_label, dim)
+    if weight is not None:
+        per_class = lib.full(like.shape, smoothing / classes, like.dtype) * _along(weight, like, dim)
+        label_weight = lib.take(weight, index)
+        on_label = lib.take_along_axis(per_class, index, dim) + (1 - smoothing) * label_weight
+        lib.put_along_axis(per_class, index, on_label, dim)
+        target = per_class
+    result: Array = lib.where(used, target, like.dtype.type(0))
+    return result
+
+
+def _along(vector: Array, like: Array, dim: int) -> Array:
+    """`vector` shaped to broadcast along dimension `dim` of `like`."""
+    return vector.reshape([-1 if d == dim else 1 for d in range(like.ndim)])
+
+
+class CrossEntropy(Node):
+    """dx = (softmax(x) sum(t) - t) dy per position, t the (smoothed, weighted) target."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Tensor:
+        input, labels, weight, stats, sizes, ignored, smoothing, factor = self.saved
+        dim = _class_dim(input)
+        if grad_enabled():
+            t = _target_distribution(labels.array, weight, input.array, dim, ignored, smoothing)
+            scale = (grad.unsqueeze(dim) if grad.ndim else grad) * factor
+            total = wrap(t.sum(dim, keepdims=True))
+            return (softmax(input, dim) * total - wrap(t)) * scale
+        x, _ = layout(input.array, dim)
+        gx = empty_like(x)
+        kernels(x).cross_entropy_backward(
+            x,
+            labels.array,
+            weight,
+            stats,
+            contiguous(grad.array),
+            gx,
+            *sizes,
+            ignored,
+            smoothing,
+            factor,
+        )
+        return wrap(gx)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy between logits and targets: ``-log_softmax(input)[target]``. D2L 4.1.2.
+
+    With smoothing s the target of label k is (1 - s) at k plus s / C everywhere; `weight`
+    multiplies each class's term. "mean" divides by the weight of the labels that count.
+
+    Args:
+        input: logits of shape [N, C], [C] or [N, C, d1, ...].
+        target: class labels of shape [N], [] or [N, d1, ...], or probabilities, a floating
+            tensor of the input's shape.
+        weight: factor per class, shape [C].
+        ignore_index: label that takes no part in the loss.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: s above, in [0, 1].
+
+    Returns:
+        Scalar, or for "none" a tensor of the labels' shape.
+
+    Raises:
+        TypeError: wrong kind of tensor.
+        ValueError: shapes do not fit, `reduction` unknown, `label_smoothing` outside [0, 1].
+        IndexError: a label that is no class.
+    """
+    name = "cross_entropy"
+    x = expect_tensor(name, "input", input)
+    check_floating(name, "input", x)
+    kind = check_reduction(name, reduction)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    if x.ndim == 0:
+        raise ValueError(f"{name}: expected input of shape [N, C], [C] or [N, C, d1, ...], got []")
+    if is_half(x.dtype):
+        loss = cross_entropy(
+            input.to(np.float32),
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+        return loss.to(x.dtype)
+    classes = x.shape[_class_dim(input)]
+    w = _class_weight(name, weight, x, classes)
+    if is_floating(expect_tensor(name, "target", target).dtype):
+        return _soft_cross_entropy(input, target, w, reduction, label_smoothing)
+    labels = _labels(name, input, target)
+    x, sizes = layout(x, _class_dim(input))
+    k = kernels(x)
+    stats = k.empty((2, sizes[0] * sizes[2]), x.dtype)
+    loss_array = k.empty(labels.shape if kind == 0 else (), x.dtype)
+    info = np.empty(2)
+    k.cross_entropy(
+        x, labels, w, stats, loss_array, info, *sizes, ignore_index, label_smoothing, kind
+    )
+    _check_labels(name, info, labels, classes, ignore_index)
+    saved = target if labels is target.array else wrap(labels)
+    factor = 1 / float(info[0]) if info[0] else 0.0
+    return record(
+        CrossEntropy,
+        loss_array,
+        (input,),
+        (input, saved, w, stats, sizes, ignore_index, label_smoothing, factor),
+    )
+
+
+def _soft_cross_entropy(
+    input: Tensor, target: Tensor, weight: Array | None, reduction: str, smoothing: float
+) -> Tensor:
+    if target.array.shape != input.array.shape:
+        raise ValueError(
+            f"cross_entropy: expected target probabilities of the input's shape "
+            f"{list(input.array.shape)}, got {list(target.array.shape)}"
+        )
+    dim = _class_dim(input)
+    if smoothing:
+        target = target * (1 - smoothing) + smoothing / input.array.shape[dim]
+    terms = log_softmax(input, dim) * target
+    if weight is not None:
+        terms = terms * wrap(_along(weight, input.array, dim))
+    loss = -terms.sum(dim)
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+class NLLLoss(Node):
+    """dx = -weight[label] dy at the label, else 0."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Tensor:
+        like, labels, weight, dim, ignored, factor = self.saved
+        if grad_enabled():
+            t = _target_distribution(labels.array, weight, like, dim, ignored, 0.0)
+            scale = (grad.unsqueeze(dim) if grad.ndim else grad) * factor
+            return wrap(-t) * scale
+        gx = kernels(like).empty(like.shape, like.dtype)
+        _, sizes = layout(gx, dim)
+        kernels(gx).nll_loss_backward(
+            labels.array, weight, contiguous(grad.array), gx, *sizes, ignored, factor
+        )
+        return wrap(gx)
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """Negative log likelihood: ``-input[target]`` of log-probabilities. D2L section 22.7.
+
+    Args:
+        input: log-probabilities of shape [N, C], [C] or [N, C, d1, ...].
+        target: class labels of shape [N], [] or [N, d1, ...].
+        weight: factor per class, shape [C].
+        ignore_index: label that takes no part in the loss.
+        reduction: "none", "mean" (divided by the weight of the labels that count) or "sum".
+
+    Returns:
+        Scalar, or for "none" a tensor of the labels' shape.
+
+    Raises:
+        TypeError: wrong kind of tensor.
+        ValueError: shapes do not fit, or `reduction` is unknown.
+        IndexError: a label that is no class.
+    """
+    name = "nll_loss"
+    x = expect_tensor(name, "input", input)
+    check_floating(name, "input", x)
+    kind = check_reduction(name, reduction)
+    if x.ndim == 0:
+        raise ValueError(f"{name}: expected input of shape [N, C], [C] or [N, C, d1, ...], got []")
+    if is_half(x.dtype):
+        loss = nll_loss(
+            input.to(np.float32), target, weight, ignore_index=ignore_index, reduction=reduction
+        )
+        return loss.to(x.dtype)
+    dim = _class_dim(input)
+    labels = _labels(name, input, target)
+    w = _class_weight(name, weight, x, x.shape[dim])
+    x = contiguous(x)
+    _, sizes = layout(x, dim)
+    loss_array = kernels(x).empty(labels.shape if kind == 0 else (), x.dtype)
+    info = np.empty(2)
+    kernels(x).nll_loss(x, labels, w, loss_array, info, *sizes, ignore_index, kind)
+    _check_labels(name, info, labels, x.shape[dim], ignore_index)
+    saved = target if labels is target.array else wrap(labels)
+    factor = 1 / float(info[0]) if info[0] else 0.0
+    like = np.broadcast_to(np.empty((), x.dtype), x.shape)  # shape and dtype only
+    return record(NLLLoss, loss_array, (input,), (like, saved, w, dim, ignore_index, factor))
