@@ -26,7 +26,6 @@ def check_reduction(name: str, reduction: str) -> int:
     return REDUCTIONS[reduction]
 
 
-
 def _class_dim(input: Tensor) -> int:
     return 0 if input.ndim == 1 else 1
 
@@ -80,7 +79,9 @@ def _target_distribution(
     on_label = lib.take_along_axis(target, index, dim) + (1 - smoothing)
     lib.put_along_axis(target, index, on_label, dim)
     if weight is not None:
-        per_class = lib.full(like.shape, smoothing / classes, like.dtype) * _along(weight, like, dim)
+        per_class = lib.full(like.shape, smoothing / classes, like.dtype) * _along(
+            weight, like, dim
+        )
         label_weight = lib.take(weight, index)
         on_label = lib.take_along_axis(per_class, index, dim) + (1 - smoothing) * label_weight
         lib.put_along_axis(per_class, index, on_label, dim)

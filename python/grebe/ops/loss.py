@@ -1,7 +1,7 @@
 """Losses. Those over class labels, which have kernels, come from cross_entropy.py.
 
-The others are composed of differentiable ops; binary cross entropy has a gradient of its own, because the
-composed one is 0 / 0 at probabilities 0 and 1 and wrong at logit 0.
+The others are composed of differentiable ops; binary cross entropy has a gradient of its own,
+because the composed one is 0 / 0 at probabilities 0 and 1 and wrong at logit 0.
 """
 
 from __future__ import annotations
@@ -307,11 +307,9 @@ def kl_div(
     if batchmean:
         reduction = "sum"
     _check_pair("kl_div", input, target, reduction)
-    if log_target:
-        loss = target.exp() * (target - input)
-    else:
-        loss = target.xlogy(target) - target * input
-    loss = _reduce(loss, reduction)
+    terms = target.exp() * target if log_target else target.xlogy(target)
+    weight = target.exp() if log_target else target
+    loss = _reduce(terms - weight * input, reduction)
     return loss / input.shape[0] if batchmean and input.ndim else loss
 
 

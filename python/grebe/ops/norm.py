@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._cpu import Node, bump, grad_enabled, record, wrap
-from ..backend import Array, contiguous, kernels, xp
+from ..backend import Array, contiguous, kernels
 from ..tensor import Tensor, expect_tensor
-from .softmax import check_floating, empty_like, in_layout_of, is_half
+from .softmax import check_floating, empty_like, in_layout_of, is_half, is_innermost
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
 
@@ -42,10 +42,7 @@ def _running(name: str, argument: str, value: Tensor | None, x: Array) -> Array 
 
 def _channel_layout(x: Array) -> tuple[Array, bool]:
     """`x` dense as [N, C, ...] or channels-last, and whether the latter; copied otherwise."""
-    if not x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
-        if xp(x).moveaxis(x, 1, -1).flags.c_contiguous:
-            return x, True
-    return contiguous(x), False
+    return (x, True) if is_innermost(x, 1) else (contiguous(x), False)
 
 
 def _channels(vector: Tensor, ndim: int) -> Tensor:
@@ -68,9 +65,7 @@ class BatchNorm(Node):
         gw = empty_like(mean) if wanted[1] else None
         gb = empty_like(mean) if wanted[2] else None
         w = None if weight is None else contiguous(weight.array)
-        kernels(x).batch_norm_backward(
-            g, x, w, mean, invstd, gx, gw, gb, training, channels_last
-        )
+        kernels(x).batch_norm_backward(g, x, w, mean, invstd, gx, gw, gb, training, channels_last)
         return (
             None if gx is None else wrap(gx),
             None if gw is None else wrap(gw),
@@ -166,9 +161,7 @@ def batch_norm(
         for running in (running_mean, running_var):
             if running is not None:
                 bump(running)
-    return record(
-        BatchNorm, y, (input, weight, bias), (input, weight, mean, invstd, training, eps)
-    )
+    return record(BatchNorm, y, (input, weight, bias), (input, weight, mean, invstd, training, eps))
 
 
 def instance_norm(
@@ -362,7 +355,9 @@ def group_norm(
         raise ValueError(f"group_norm: expected input of shape [N, C, ...], got {list(x.shape)}")
     n, c = x.shape[:2]
     if num_groups < 1 or c % num_groups:
-        raise ValueError(f"group_norm: expected num_groups to divide {c} channels, got {num_groups}")
+        raise ValueError(
+            f"group_norm: expected num_groups to divide {c} channels, got {num_groups}"
+        )
     size = c // num_groups * math.prod(x.shape[2:])
     y = layer_norm(input.reshape(n * num_groups, size), size, None, None, eps)
     return _affine(y.reshape(*x.shape), weight, bias)

@@ -36,13 +36,19 @@ def check_dim(name: str, dim: int, ndim: int) -> int:
     return int(dim) % span
 
 
+def is_innermost(x: Array, dim: int) -> bool:
+    """Is `x`, though not C-contiguous, dense with `dim` running fastest, as channels-last is?"""
+    if x.flags.c_contiguous or not x.flags.aligned or not x.dtype.isnative:
+        return False
+    return bool(xp(x).moveaxis(x, dim, -1).flags.c_contiguous)
+
+
 def layout(x: Array, dim: int) -> tuple[Array, Layout]:
     """`x` as [outer, n, inner] in memory, n along `dim`. Copied unless dense in such an order."""
     shape = x.shape or (1,)
     n = shape[dim]
-    if not x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
-        if xp(x).moveaxis(x, dim, -1).flags.c_contiguous:
-            return x, (x.size // max(n, 1), n, 1)
+    if is_innermost(x, dim):
+        return x, (x.size // max(n, 1), n, 1)
     return contiguous(x), (math.prod(shape[:dim]), n, math.prod(shape[dim + 1 :]))
 
 

@@ -109,6 +109,7 @@ class LambdaLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
+        """The rates at `last_epoch`."""
         pairs = zip(self.base_lrs, self.lr_lambdas, strict=True)
         return [base * function(self.last_epoch) for base, function in pairs]
 
@@ -130,6 +131,7 @@ class StepLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
+        """The rates at `last_epoch`."""
         if self.last_epoch == 0 or self.last_epoch % self.step_size:
             return self._present()
         return [lr * self.gamma for lr in self._present()]
@@ -150,6 +152,7 @@ class MultiStepLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
+        """The rates at `last_epoch`."""
         times = self.milestones.get(self.last_epoch, 0)
         return [lr * self.gamma**times for lr in self._present()]
 
@@ -162,6 +165,7 @@ class ExponentialLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
+        """The rates at `last_epoch`."""
         if self.last_epoch == 0:
             return self._present()
         return [lr * self.gamma for lr in self._present()]
@@ -184,6 +188,7 @@ class ConstantLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
+        """The rates at `last_epoch`."""
         if self.last_epoch == 0:
             return [lr * self.factor for lr in self._present()]
         if self.last_epoch != self.total_iters:
@@ -218,6 +223,7 @@ class LinearLR(LRScheduler):
         return self.start_factor + (self.end_factor - self.start_factor) * share
 
     def get_lr(self) -> list[float]:
+        """The rates at `last_epoch`."""
         if self.last_epoch > self.total_iters:
             return self._present()
         before = self._factor(self.last_epoch - 1) if self.last_epoch > 0 else 1.0
@@ -240,6 +246,7 @@ class CosineAnnealingLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
+        """The rates at `last_epoch`."""
         epoch, t_max, low = self.last_epoch, self.T_max, self.eta_min
         if epoch == 0:
             return self._present()

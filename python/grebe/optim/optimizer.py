@@ -107,7 +107,7 @@ class Optimizer:
         params: tensors to optimize, or dicts with a key ``"params"`` and options of their own.
         defaults: options of groups that do not set them.
 
-    A subclass implements `update`, which applies the rule to the parameters of one group.
+    A subclass implements `_update`, which applies the rule to the parameters of one group.
     """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
@@ -197,12 +197,12 @@ class Optimizer:
             with enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            self.update(group)
+            self._update(group)
         return loss
 
-    def update(self, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         """Applies the rule to the parameters of `group` that have a gradient."""
-        raise NotImplementedError(f"{type(self).__name__}.update")
+        raise NotImplementedError(f"{type(self).__name__}._update")
 
     def batches(
         self, group: dict[str, Any], key: Callable[[dict[str, Any]], Any]

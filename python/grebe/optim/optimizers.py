@@ -75,7 +75,7 @@ class SGD(Optimizer):
             },
         )
 
-    def update(self, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         momentum = group["momentum"]
         for first, batch in self.batches(group, lambda s: s.get("momentum_buffer") is None):
             buffers = batch.state("momentum_buffer") if momentum else []
@@ -148,7 +148,7 @@ class Adam(Optimizer):
             },
         )
 
-    def update(self, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         for step, batch in self.batches(group, _next_step):
             batch.count(step)
             self._update_batch(group, step, batch)
@@ -259,7 +259,7 @@ class Adagrad(Optimizer):
             },
         )
 
-    def update(self, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         for step, batch in self.batches(group, _next_step):
             batch.count(step)
             fresh = [state for state in batch.states if "sum" not in state]
@@ -329,7 +329,7 @@ class RMSprop(Optimizer):
             },
         )
 
-    def update(self, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         for step, batch in self.batches(group, _next_step):
             batch.count(step)
             batch.kernels.rmsprop_step(
@@ -389,7 +389,7 @@ class Adadelta(Optimizer):
             {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize},
         )
 
-    def update(self, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         for step, batch in self.batches(group, _next_step):
             batch.count(step)
             batch.kernels.adadelta_step(
