@@ -1,6 +1,6 @@
 """Cross entropy and negative log likelihood. Kernels: csrc/cpu/softmax.cpp. D2L 4.1.2, 22.11.
 
-The kernels work on logits and labels: no softmax and no one-hot target is ever stored. The composite
+The kernels work on logits and labels: no softmax and no one-hot target is ever stored. Composite
 forms, made of differentiable ops, serve `create_graph=True`.
 """
 
