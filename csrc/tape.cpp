@@ -9,7 +9,9 @@ namespace grebe {
 namespace {
 
 extern PyTypeObject tensor_base_type, node_type;
-PyTypeObject* g_tensor_class;       // grebe.Tensor: what ops return
+PyTypeObject* g_tensor_class;  // grebe.Tensor: what ops return
+PyTypeObject* g_array_class;   // numpy.ndarray
+PyObject* g_as_storage;        // turns anything else (NumPy scalars) into an array
 thread_local bool t_grad_enabled = true;
 std::atomic<int64_t> g_sequence{0};
 
@@ -37,9 +39,14 @@ int64_t version_of(const TensorBase* t) { return t->counter ? t->counter->value 
 // ---- TensorBase ----
 
 PyObject* wrap_array(PyObject* array) {
+  PyObject* storage =
+      Py_IS_TYPE(array, g_array_class) ? Py_NewRef(array) : PyObject_CallOneArg(g_as_storage, array);
+  if (!storage) return nullptr;
   PyObject* self = g_tensor_class->tp_alloc(g_tensor_class, 0);
-  if (!self) return nullptr;
-  as_tensor(self)->array = Py_NewRef(array);
+  if (self)
+    as_tensor(self)->array = storage;
+  else
+    Py_DECREF(storage);
   return self;
 }
 
@@ -340,14 +347,18 @@ PyObject* set_grad_enabled(PyObject*, PyObject* value) {
   return PyBool_FromLong(before);
 }
 
-// set_tensor_class(Tensor): the subclass of TensorBase that ops return.
-PyObject* set_tensor_class(PyObject*, PyObject* tensor) {
-  if (!PyType_Check(tensor) ||
-      !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(tensor), &tensor_base_type)) {
-    PyErr_SetString(PyExc_TypeError, "set_tensor_class(class: subclass of TensorBase)");
+// set_classes(Tensor, ndarray, as_storage): what ops return, and what it holds.
+PyObject* set_classes(PyObject*, PyObject* args) {
+  PyObject *tensor, *array, *as_storage;
+  if (!PyArg_ParseTuple(args, "O!O!O", &PyType_Type, &tensor, &PyType_Type, &array, &as_storage))
+    return nullptr;
+  if (!PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(tensor), &tensor_base_type)) {
+    PyErr_SetString(PyExc_TypeError, "set_classes: the first class must derive from TensorBase");
     return nullptr;
   }
   g_tensor_class = reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor));
+  g_array_class = reinterpret_cast<PyTypeObject*>(Py_NewRef(array));
+  g_as_storage = Py_NewRef(as_storage);
   Py_RETURN_NONE;
 }
 
@@ -390,7 +401,7 @@ bool add_tape(PyObject* module) {
       {"bump", method(bump), METH_O, "bump(tensor)"},
       {"grad_enabled", method(grad_enabled), METH_NOARGS, "grad_enabled() -> bool"},
       {"set_grad_enabled", method(set_grad_enabled), METH_O, "returns the mode before"},
-      {"set_tensor_class", method(set_tensor_class), METH_O, "set_tensor_class(Tensor)"},
+      {"set_classes", method(set_classes), METH_VARARGS, "set_classes(Tensor, ndarray, as_storage)"},
       {nullptr, nullptr, 0, nullptr}};
   if (PyType_Ready(&tensor_base_type) < 0 || PyType_Ready(&node_type) < 0) return false;
   if (PyModule_AddObjectRef(module, "TensorBase", (PyObject*)&tensor_base_type) < 0) return false;

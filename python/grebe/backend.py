@@ -20,6 +20,13 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 _cpu.set_bfloat16(bfloat16.num)
 
 
+def as_storage(value: Any) -> Array:
+    """`value` as something a Tensor can hold: NumPy scalars become 0-d arrays."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value)
+    raise TypeError(f"a Tensor holds arrays, got {type(value).__name__}")
+
+
 def kernels(array: Array) -> Any:
     """The module whose kernels take `array`."""
     if isinstance(array, np.ndarray):

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import _cpu, autograd
 from ._cpu import Node, TensorBase, bump, grad_enabled, record, share, wrap
-from .backend import Array
+from .backend import Array, as_storage
 
 __all__ = ["Size", "Tensor", "device", "is_tensor"]
 
@@ -410,7 +410,7 @@ def _rebuild(kind: type[Tensor], array: Array, requires_grad: bool) -> Tensor:
     return tensor
 
 
-_cpu.set_tensor_class(Tensor)
+_cpu.set_classes(Tensor, np.ndarray, as_storage)
 
 
 def method(function: F) -> F:

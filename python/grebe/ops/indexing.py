@@ -6,6 +6,7 @@ up where a row is used twice. D2L sections 2.1.2 and 2.3.
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -234,7 +235,7 @@ def index_put(
 def _index_array(name: str, index: Any, size: int, what: str) -> Array:
     """Integer indices, checked to lie in [-size, size)."""
     array = expect_tensor(name, "index", index)
-    if array.dtype.kind not in "iu" or array.dtype == np.uint8:
+    if array.dtype.kind not in "iu":
         raise RuntimeError(f"{name}: index must be an integer tensor (int64), got {array.dtype}")
     if array.size and (int(array.min()) < 0 or int(array.max()) >= size):
         bad = int(array.min()) if int(array.min()) < 0 else int(array.max())
@@ -250,8 +251,10 @@ def _along(dim: int, index: Any) -> tuple[Any, ...]:
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The slices of `input` along `dim` that the 1-D `index` names, in its order."""
     x = expect_tensor("index_select", "input", input)
+    if x.ndim == 0:
+        return reshape(index_select(reshape(input, (1,)), dim, index), ())
     at = dimension("index_select", dim, x.ndim)
-    rows = _index_array("index_select", index, x.shape[at] if x.ndim else 1, f"dimension {at}")
+    rows = _index_array("index_select", index, x.shape[at], f"dimension {at}")
     if rows.ndim > 1:
         raise IndexError(f"index_select: index must have at most 1 dimension, got {rows.ndim}")
     return _take(input, _along(at, rows.reshape(-1)))
@@ -268,6 +271,8 @@ def _gather_index(name: str, input: Any, dim: int, index: Any) -> tuple[Any, ...
     x = expect_tensor(name, "input", input)
     at = dimension(name, dim, x.ndim)
     rows = _index_array(name, index, x.shape[at] if x.ndim else 1, f"dimension {at}")
+    if rows.size == 0 and rows.ndim <= 1:
+        rows = rows.reshape((0,) * x.ndim)
     if rows.ndim != x.ndim:
         raise RuntimeError(
             f"{name}: index must have as many dimensions as input: got {list(rows.shape)} for "
@@ -279,14 +284,34 @@ def _gather_index(name: str, input: Any, dim: int, index: Any) -> tuple[Any, ...
                 f"{name}: index shape {list(rows.shape)} exceeds input shape {list(x.shape)} in "
                 f"dimension {d}"
             )
-    return _open_grid(x.shape, at, rows) if x.ndim else ()
+    return _open_grid(x.shape, at, rows)
+
+
+def _on_vectors(function: Any) -> Any:
+    """For 0-d tensors, runs `function` on 1-d ones and drops the dimension again."""
+
+    @functools.wraps(function)
+    def wrapped(input: Tensor, dim: Any, index: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(input, TensorBase) or input.array.ndim:
+            return function(input, dim, index, *args, **kwargs)  # type: ignore[no-any-return]
+        args = tuple(
+            reshape(a, (-1,)) if isinstance(a, TensorBase) and not a.array.ndim else a for a in args
+        )
+        expect_tensor(function.__name__, "index", index)
+        flat = function(reshape(input, (1,)), dim, reshape(index, (-1,)), *args, **kwargs)
+        return reshape(flat, index.array.shape if function.__name__ == "gather" else ())
+
+    return wrapped
 
 
 @method
+@_on_vectors
 def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """out[i][j] = input[index[i][j]][j] for dim 0, and so on."""
-    grid = _gather_index("gather", input, dim, index)
-    return _take(input, grid) if grid else input.clone()
+    expect_tensor("gather", "index", index)
+    if index.array.size == 0 and index.array.dtype.kind in "iu":
+        return _take(reshape(input, (-1,)), (index.array,))
+    return _take(input, _gather_index("gather", input, dim, index))
 
 
 @method
@@ -295,6 +320,8 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     if dim is None:
         return gather(reshape(input, (-1,)), 0, reshape(indices, (-1,)))
     at = dimension("take_along_dim", dim, input.array.ndim)
+    rows = expect_tensor("take_along_dim", "indices", indices)
+    indices = wrap(np.where(rows < 0, rows + input.array.shape[at], rows))
     shape = list(np.broadcast_shapes(
         input.array.shape[:at] + (1,) + input.array.shape[at + 1 :],
         indices.array.shape[:at] + (1,) + indices.array.shape[at + 1 :],
@@ -328,6 +355,7 @@ def _source(name: str, input: Tensor, index: Tensor, src: Any) -> Tensor:
 
 
 @method
+@_on_vectors
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | None = None) -> Tensor:
     """A copy of `input` with src written where `gather` would read; reduce: "add", "multiply"."""
     if reduce == "add":
@@ -341,6 +369,7 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | N
 
 
 @method
+@_on_vectors
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy of `input` with src added where `gather` would read."""
     grid = _gather_index("scatter_add", input, dim, index)
@@ -355,12 +384,13 @@ _REDUCTIONS: dict[str, tuple[Any, Any]] = {
 
 
 @method
+@_on_vectors
 def scatter_reduce(
     input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """`scatter` with the values of a place combined by sum, mean, prod, amax or amin.
 
-    Differentiable for sum and mean.
+    Differentiable but for prod; equal extremes share the gradient.
     """
     grid = _gather_index("scatter_reduce", input, dim, index)
     source = _source("scatter_reduce", input, index, src)
@@ -380,14 +410,34 @@ def scatter_reduce(
         raise RuntimeError(
             f"scatter_reduce: reduce must be sum, mean, prod, amax or amin, got {reduce!r}"
         )
-    if input._requires_grad or src._requires_grad:
-        raise NotImplementedError(f"scatter_reduce: reduce={reduce!r} has no gradient")
+    if reduce == "prod" and grad_enabled() and (input._requires_grad or src._requires_grad):
+        raise NotImplementedError("scatter_reduce: reduce='prod' has no gradient")
     ufunc, neutral = _REDUCTIONS[reduce]
     y = input.array.copy()
     if not include_self:
         y[touched] = neutral
     ufunc.at(y, grid, source.array)
-    return wrap(y)
+    if reduce == "prod":
+        return wrap(y)
+    kept = input.array if include_self else np.where(touched, np.nan, input.array)
+    return record(ScatterExtreme, y, (input, source), (grid, kept == y, source.array == y[grid]))
+
+
+class ScatterExtreme(Node):
+    """amax, amin of scatter_reduce: the elements equal to the extreme share its gradient."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Any:
+        grid, from_input, from_source = self.saved
+        dtype = grad.array.dtype
+        count = from_input.astype(dtype)
+        np.add.at(count, grid, from_source)
+        shared = mul(grad, wrap(1 / np.maximum(count, 1)))
+        return (
+            mul(shared, wrap(from_input.astype(dtype))),
+            mul(_take(shared, grid), wrap(from_source.astype(dtype))),
+        )
 
 
 def _rows(name: str, input: Tensor, dim: int, index: Tensor) -> tuple[Any, ...]:
@@ -397,6 +447,7 @@ def _rows(name: str, input: Tensor, dim: int, index: Tensor) -> tuple[Any, ...]:
 
 
 @method
+@_on_vectors
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     """A copy with alpha * source added to the slices along `dim` that `index` names."""
     parts = _rows("index_add", input, dim, index)
@@ -410,12 +461,14 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
 
 
 @method
+@_on_vectors
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy with source written to the slices along `dim` that `index` names."""
     return _set(input, _rows("index_copy", input, dim, index), _as_value(input, source))
 
 
 @method
+@_on_vectors
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy with a number written to the slices along `dim` that `index` names."""
     return _set(input, _rows("index_fill", input, dim, index), _as_value(input, value))
@@ -453,7 +506,9 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
 @method
 def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """A copy with elements of `source`, in order, where the bool `mask` is true."""
-    m = np.broadcast_to(_mask("masked_scatter", input, mask), input.array.shape)
+    m = _mask("masked_scatter", input, mask)
+    input = input.expand(np.broadcast_shapes(input.array.shape, m.shape))
+    m = np.broadcast_to(m, input.array.shape)
     count = int(m.sum())
     if source.array.size < count:
         raise RuntimeError(f"masked_scatter: {count} places but {source.array.size} values")
@@ -463,10 +518,10 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 @method
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Positions of the nonzero elements: [count, dimensions], or a tuple of index tensors."""
-    found = np.nonzero(expect_tensor("nonzero", "input", input))
+    x = expect_tensor("nonzero", "input", input)
     if as_tuple:
-        return tuple(wrap(f) for f in found)
-    return wrap(np.stack(found, axis=1) if found else np.zeros((0, 0), np.int64))
+        return tuple(wrap(f) for f in np.nonzero(np.atleast_1d(x)))
+    return wrap(np.argwhere(x))
 
 
 argwhere = nonzero

@@ -337,8 +337,12 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
 
 
 @method
-def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None) -> Tensor:
-    """Each element (along `dim`; default: of the flattened tensor) repeated `repeats` times."""
+def repeat_interleave(
+    input: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None
+) -> Tensor:
+    """Each element (along `dim`; default: of the flattened tensor) repeated `repeats` times.
+
+    output_size is accepted for compatibility; the size is computed anyway."""
     x = expect_tensor("repeat_interleave", "input", input)
     if dim is None:
         input, dim = reshape(input, (-1,)), 0
@@ -421,19 +425,27 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([unsqueeze(i, at) for i in items], at)
 
 
-def atleast_1d(input: Tensor) -> Tensor:
-    """`input` with at least one dimension."""
-    return input if input.array.ndim else reshape(input, (1,))
+def _each(function: Any, tensors: tuple[Any, ...]) -> Any:
+    """`function` of one tensor, or a tuple of results for several."""
+    if len(tensors) == 1 and isinstance(tensors[0], TensorBase):
+        return function(tensors[0])
+    items = tensors[0] if len(tensors) == 1 else tensors
+    return tuple(function(x) for x in items)
 
 
-def atleast_2d(input: Tensor) -> Tensor:
-    """`input` with at least two dimensions, new ones in front."""
-    return input if input.array.ndim >= 2 else unsqueeze(atleast_1d(input), 0)
+def atleast_1d(*tensors: Any) -> Any:
+    """The tensor (or each of several) with at least one dimension."""
+    return _each(lambda x: x if x.array.ndim else reshape(x, (1,)), tensors)
 
 
-def atleast_3d(input: Tensor) -> Tensor:
-    """`input` with at least three dimensions."""
-    return input if input.array.ndim >= 3 else unsqueeze(atleast_2d(input), -1)
+def atleast_2d(*tensors: Any) -> Any:
+    """The tensor (or each of several) with at least two dimensions, new ones in front."""
+    return _each(lambda x: x if x.array.ndim >= 2 else unsqueeze(atleast_1d(x), 0), tensors)
+
+
+def atleast_3d(*tensors: Any) -> Any:
+    """The tensor (or each of several) with at least three dimensions."""
+    return _each(lambda x: x if x.array.ndim >= 3 else unsqueeze(atleast_2d(x), -1), tensors)
 
 
 def hstack(tensors: Sequence[Tensor]) -> Tensor:
@@ -536,12 +548,18 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
     """Nearly equal pieces, or cut before the given indices."""
     x = expect_tensor("tensor_split", "input", input)
     total = x.shape[dimension("tensor_split", dim, x.ndim)]
+    if isinstance(indices_or_sections, TensorBase):
+        indices_or_sections = indices_or_sections.tolist()  # type: ignore[attr-defined]
     if isinstance(indices_or_sections, int):
+        if indices_or_sections <= 0:
+            raise RuntimeError(f"tensor_split: sections must be positive, got {indices_or_sections}")
         base, extra = divmod(total, indices_or_sections)
         sections = [base + (i < extra) for i in range(indices_or_sections)]
     else:
-        cuts = [0, *(min(max(int(i), 0), total) for i in indices_or_sections), total]
-        sections = [max(0, b - a) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        at = dimension("tensor_split", dim, x.ndim)
+        cuts = [0, *(slice(i).indices(total)[1] for i in indices_or_sections), total]
+        spans = zip(cuts[:-1], cuts[1:], strict=True)
+        return tuple(slice_of(input, (slice(None),) * at + (slice(a, b),)) for a, b in spans)
     return split(input, sections, dim)
 
 
@@ -635,10 +653,11 @@ class Flip(Node):
 
 
 @method
-def flip(input: Tensor, *dims: Any) -> Tensor:
-    """A copy with the order of `dims` reversed."""
+def flip(input: Tensor, *axes: Any, dims: Any = None) -> Tensor:
+    """A copy with the order of dimensions reversed: ``flip(x, (0, 1))`` or ``x.flip(0, 1)``."""
     x = expect_tensor("flip", "input", input)
-    axes = dimensions("flip", _sizes("flip", dims), x.ndim)
+    wanted = _sizes("flip", axes if dims is None else (dims,))
+    axes = dimensions("flip", wanted, x.ndim)
     return record(Flip, np.flip(x, axes).copy(), (input,), (axes,))
 
 
@@ -769,8 +788,8 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _define_cast(name: str, dtype: Any) -> None:
-    def function(self: Tensor) -> Tensor:
-        return to(self, dtype)
+    def function(self: Tensor, memory_format: Any = None) -> Tensor:
+        return to(self, dtype, memory_format=memory_format)
 
     function.__name__ = name
     function.__doc__ = f"The tensor as {np.dtype(dtype)}."
