@@ -25,6 +25,7 @@ SKIPPED = {
     "nn.functional.dropout1d", "nn.functional.alpha_dropout", "nn.functional.feature_alpha_dropout",
     "nn.functional.feature_dropout",
     "zero_", "scatter_reduce-prod",
+    "where",  # its sample gives the condition second
 }  # fmt: skip
 
 

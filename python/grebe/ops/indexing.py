@@ -471,7 +471,8 @@ def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
 @_on_vectors
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy with a number written to the slices along `dim` that `index` names."""
-    return _set(input, _rows("index_fill", input, dim, index), _as_value(input, value))
+    *lead, rows = _rows("index_fill", input, dim, index)
+    return _set(input, (*lead, np.unique(rows)), _as_value(input, value))
 
 
 # ---- masks ----
