@@ -75,6 +75,11 @@ const Table* table_for(const char* level) {
   return nullptr;
 }
 
+const char* built_level(int index) {
+  const int count = static_cast<int>(sizeof(kLevels) / sizeof(kLevels[0]));
+  return index < count ? kLevels[index].name : nullptr;
+}
+
 const char* best_level() {
   const char* best = "baseline";
   for (const Level& l : kLevels)

@@ -551,6 +551,14 @@ py::dict memory_stats() {
   return d;
 }
 
+// [(name, runs on this machine)] of the levels in this build.
+py::list levels() {
+  py::list list;
+  for (int i = 0; const char* name = built_level(i); ++i)
+    list.append(py::make_tuple(name, table_for(name) != nullptr));
+  return list;
+}
+
 void set_num_threads(int n) {
   if (n < 1) throw py::value_error("set_num_threads: expected n >= 1, got " + std::to_string(n));
   omp_set_num_threads(n);
@@ -569,6 +577,7 @@ PYBIND11_MODULE(_cpu, m) {
   if (!add_tape(m.ptr()) || PyModule_AddFunctions(m.ptr(), g_methods) != 0)
     throw py::error_already_set();
   m.def("isa", [] { return std::string(g_isa); });
+  m.def("levels", &levels);
   m.def("num_threads", [] { return num_threads(); });
   m.def("set_num_threads", &set_num_threads);
   m.def("memory_stats", &memory_stats);

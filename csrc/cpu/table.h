@@ -19,6 +19,7 @@ struct Table {
 };
 
 const Table* table_for(const char* level);  // nullptr: level not built or not supported here
+const char* built_level(int index);  // name of the index-th level of this build, lowest first
 const char* best_level();                   // highest level that this CPU and OS can run
 
 }  // namespace grebe
