@@ -97,9 +97,9 @@ def _send(end: Connection, obj: Any) -> None:
     head = pickle.dumps(obj, protocol=5, buffer_callback=buffers.append)
     raws = [buffer.raw() for buffer in buffers]
     end.send_bytes(pickle.dumps((head, [raw.nbytes for raw in raws])))
-    for raw in raws:
-        if raw.nbytes:
-            end.send_bytes(raw)
+    for raw in raws:  # not by send_bytes, whose other side collects and copies
+        while raw.nbytes:
+            raw = raw[os.write(end.fileno(), raw) :]
 
 
 def _receive(end: Connection, wait: Callable[[], None]) -> Any:
@@ -109,10 +109,14 @@ def _receive(end: Connection, wait: Callable[[], None]) -> Any:
     buffers = []
     for size in sizes:
         buffer = empty((size,), np.dtype(np.uint8))
-        if size:
-            wait()
-            end.recv_bytes_into(memoryview(buffer))
         buffers.append(buffer)
+        rest = memoryview(buffer)
+        while rest.nbytes:
+            wait()
+            count = os.readv(end.fileno(), [rest])
+            if count == 0:
+                raise EOFError
+            rest = rest[count:]
     return pickle.loads(head, buffers=buffers)
 
 
