@@ -68,7 +68,7 @@ class Draws(Squares):
         info = get_worker_info()
         worker = -1 if info is None else info.id
         drawn = float(grebe.rand(1).array[0])
-        return worker, random.random(), float(np.random.rand()), drawn
+        return worker, random.random(), float(np.random.rand()), drawn  # noqa: NPY002
 
 
 class Failing(Squares):

@@ -247,7 +247,9 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make(folder, suffix=".gz")
     sums = {f: hashlib.sha256((folder / f"{f}.gz").read_bytes()).hexdigest() for f in FILES}
     monkeypatch.setattr(MNIST, "checksums", sums)
-    monkeypatch.setattr(MNIST, "mirrors", (f"{(tmp_path / 'gone').as_uri()}/", folder.as_uri() + "/"))
+    monkeypatch.setattr(
+        MNIST, "mirrors", (f"{(tmp_path / 'gone').as_uri()}/", folder.as_uri() + "/")
+    )
     return folder
 
 
@@ -263,7 +265,7 @@ def test_download(tmp_path: Path, mirror: Path) -> None:
 
 def test_download_of_wrong_content(tmp_path: Path, mirror: Path) -> None:
     (mirror / f"{FILES[0]}.gz").write_bytes(b"something else")
-    with pytest.raises(RuntimeError, match="expected SHA-256 [0-9a-f]{64}, got [0-9a-f]{64}"):
+    with pytest.raises(RuntimeError, match=r"expected SHA-256 [0-9a-f]{64}, got [0-9a-f]{64}"):
         MNIST(tmp_path / "root", download=True)
     assert not any((tmp_path / "root" / "MNIST" / "raw").iterdir())
 

@@ -38,4 +38,8 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module(f".{name}", __name__)
+    if name in ("load", "load_file", "save", "save_file"):
+        from . import serialization
+
+        return getattr(serialization, name)
     raise AttributeError(f"module 'grebe' has no attribute {name!r}")

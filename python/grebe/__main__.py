@@ -17,6 +17,7 @@ class Parser(argparse.ArgumentParser):
     """Tells a wrong command line in one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        """Print `message` and exit."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
@@ -131,7 +132,9 @@ def _info() -> int:
     from . import _cpu
 
     levels = _cpu.levels()
-    built = ", ".join(f"{name}{'' if usable else ' (not on this machine)'}" for name, usable in levels)
+    built = ", ".join(
+        name if usable else f"{name} (not on this machine)" for name, usable in levels
+    )
     forced = os.environ.get("GREBE_ISA")
     memory = _cpu.memory_stats()
     rows = [

@@ -69,9 +69,7 @@ def top_k_accuracy(input: Any, target: Any, k: int = 5) -> float:
     return float(np.mean((best == y[:, None]).any(axis=1)))
 
 
-def confusion_matrix(
-    input: Any, target: Any, num_classes: int | None = None
-) -> NDArray[np.int64]:
+def confusion_matrix(input: Any, target: Any, num_classes: int | None = None) -> NDArray[np.int64]:
     """Counts [C, C]: row i, column j: samples of class i taken for class j.
 
     Args:
@@ -100,9 +98,7 @@ def confusion_matrix(
     return counts.astype(np.int64).reshape(num_classes, num_classes)
 
 
-def class_accuracy(
-    input: Any, target: Any, num_classes: int | None = None
-) -> NDArray[np.float64]:
+def class_accuracy(input: Any, target: Any, num_classes: int | None = None) -> NDArray[np.float64]:
     """Per class, the share of its samples that were recognised [C]; nan for a class without any."""
     matrix = confusion_matrix(input, target, num_classes)
     totals = matrix.sum(1)

@@ -158,7 +158,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         data = file.read()
     where = f"{os.fspath(path)!r} is not a valid safetensors file: "
     try:
-        items = safetensors.deserialize(data)
+        items = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise ValueError(where + str(error).removeprefix("Error while deserializing: ")) from None
     # The library has checked the header; it only does not hand out order and metadata.

@@ -171,7 +171,7 @@ def _size(dataset: ImageDataset) -> str:
 
 
 def _enlarge(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Images repeated pixel by pixel and padded with zeros to `side`, unless they are that large."""
+    """Images with every pixel repeated, then padded with zeros to `side`; large ones unchanged."""
     _, height, width = pixels.shape
     if min(height, width) >= side:
         return pixels
@@ -294,7 +294,7 @@ class Run:
         """Load everything; raises UsageError before anything is trained."""
         self.config = config
         if config.threads is not None:
-            grebe.set_num_threads(config.threads)
+            _cpu.set_num_threads(config.threads)
         self.data = load_data(config)
         self.plan = _plan(config, self.data)
         _open_folder(self.plan.out)

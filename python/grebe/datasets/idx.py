@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(np.uint8),
     0x09: np.dtype(np.int8),
     0x0B: np.dtype(">i2"),
@@ -82,7 +82,8 @@ def _parse(stream: IO[bytes], name: str, max_bytes: int) -> NDArray[Any]:
             f"got {len(data)}{' or more' if len(data) > expected else ''}"
         )
     array = np.frombuffer(data, dtype).reshape(shape)
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    native: NDArray[Any] = array.astype(dtype.newbyteorder("="), copy=False)
+    return native
 
 
 def _read(stream: IO[bytes], size: int) -> bytearray:

@@ -218,7 +218,7 @@ class MNIST(IDXImages):
             "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
         ),
     }
-    _classes = [
+    _classes: ClassVar[list[str] | None] = [
         f"{digit} - {word}"
         for digit, word in enumerate(
             ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -274,7 +274,7 @@ class FashionMNIST(MNIST):
             "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
         ),
     }
-    _classes = [
+    _classes: ClassVar[list[str] | None] = [
         "T-shirt/top",
         "Trouser",
         "Pullover",

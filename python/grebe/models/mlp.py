@@ -16,9 +16,7 @@ class MLP(nn.Sequential):
     Shape: [N, ...] with num_inputs elements per sample -> [N, num_classes].
     """
 
-    def __init__(
-        self, num_inputs: int = 784, num_hidden: int = 256, num_classes: int = 10
-    ) -> None:
+    def __init__(self, num_inputs: int = 784, num_hidden: int = 256, num_classes: int = 10) -> None:
         super().__init__(
             nn.Flatten(),
             nn.Linear(num_inputs, num_hidden),

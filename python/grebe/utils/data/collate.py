@@ -99,7 +99,8 @@ def _numbers(batch: Sequence[Any]) -> Tensor:
     if array.dtype.kind not in "bif" or array.ndim != 1:
         kinds = sorted({type(sample).__name__ for sample in batch})
         raise TypeError(f"default_collate: expected numbers, got {', '.join(kinds)}")
-    return wrap(array)
+    result: Tensor = wrap(array)
+    return result
 
 
 def _like(first: Mapping[Any, Any], items: dict[Any, Any]) -> Any:

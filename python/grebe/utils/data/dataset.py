@@ -193,7 +193,8 @@ def take(array: NDArray[Any], rows: NDArray[np.int64]) -> Tensor:
     out = empty((len(rows), *array.shape[1:]), array.dtype, array)
     # mode="raise" would make NumPy gather into a second array first, to keep `out` on errors.
     np.take(array, rows, axis=0, out=out, mode="clip")
-    return wrap(out)
+    result: Tensor = wrap(out)
+    return result
 
 
 def fetch(dataset: Any, indices: Batch) -> Any:

@@ -167,6 +167,7 @@ class DataLoader(Generic[T_co]):
 
     @property
     def multiprocessing_context(self) -> Any:
+        """What starts the workers."""
         return self._context
 
     def _orders(self) -> Iterator[Any]:
@@ -182,7 +183,7 @@ class DataLoader(Generic[T_co]):
         return iter(self.batch_sampler)
 
     def _open_epoch(self) -> Callable[[Any], Callable[[Any], Any]]:
-        """dataset -> (order -> batch), free of references to this loader; it goes to workers."""
+        """What makes (order -> batch) from a dataset; it goes to workers, so it holds no loader."""
         if self._iterable:
             return partial(_Stream, self.batch_size, self.drop_last, self.collate_fn)
         if not self._batched:

@@ -41,6 +41,7 @@ class SequentialSampler(Sampler[int]):
         self.data_source = data_source
 
     def indices(self) -> Indices:
+        """One epoch's order."""
         return np.arange(len(self.data_source))
 
     def __iter__(self) -> Iterator[int]:
@@ -78,9 +79,11 @@ class RandomSampler(Sampler[int]):
 
     @property
     def num_samples(self) -> int:
+        """How many indices one epoch has."""
         return len(self.data_source) if self._num_samples is None else self._num_samples
 
     def indices(self) -> Indices:
+        """One epoch's order."""
         n, count = len(self.data_source), self.num_samples
         if count == 0:
             return np.empty(0, np.int64)
@@ -107,6 +110,7 @@ class SubsetRandomSampler(Sampler[int]):
         self.generator = generator
 
     def indices(self) -> Indices:
+        """One epoch's order."""
         order = np.random.default_rng(draw_seed(self.generator)).permutation(len(self._indices))
         return np.asarray(self._indices, np.int64)[order]
 
@@ -159,6 +163,7 @@ class WeightedRandomSampler(Sampler[int]):
         self.generator = generator
 
     def indices(self) -> Indices:
+        """One epoch's order."""
         rng = np.random.default_rng(draw_seed(self.generator))
         p = self.weights / self.weights.sum()
         return rng.choice(len(p), self.num_samples, self.replacement, p)

@@ -64,7 +64,7 @@ def get_worker_info() -> WorkerInfo | None:
 
 
 def _forget_parent() -> None:
-    """In a forked child: drop what belongs to the parent, whose workers wait for its end to close."""
+    """In a forked child: close the parent's ends, whose closing tells workers that it is gone."""
     global _starting
     _starting = threading.Lock()
     for end in list(_ends):
@@ -83,7 +83,8 @@ def seed_everything(sequence: np.random.SeedSequence) -> int:
     words = sequence.generate_state(8)
     seed = int.from_bytes(words[:2].tobytes(), "little") >> 1
     random.seed(int.from_bytes(words[2:4].tobytes(), "little"))
-    np.random.seed(words[4:])
+    # NumPy's global state too: much code of users draws from it.
+    np.random.seed(words[4:])  # noqa: NPY002
     manual_seed(seed)
     return seed
 
@@ -110,7 +111,7 @@ def _receive(end: Connection, wait: Callable[[], None]) -> Any:
     for size in sizes:
         buffer = empty((size,), np.dtype(np.uint8))
         buffers.append(buffer)
-        rest = memoryview(buffer)
+        rest = buffer.data
         while rest.nbytes:
             wait()
             count = os.readv(end.fileno(), [rest])
@@ -130,6 +131,7 @@ class Failure:
 
     @staticmethod
     def of(worker: int, error: BaseException) -> Failure:
+        """What to send of `error`."""
         text = "".join(traceback.format_exception(error)).rstrip()
         kind: type[BaseException] = type(error)
         try:
@@ -266,6 +268,7 @@ class Worker:
                 far.close()
 
     def send(self, kind: str, content: Any) -> None:
+        """Give the worker an order."""
         try:
             self.end.send_bytes(pickle.dumps((kind, content)))
         except (BrokenPipeError, ConnectionResetError):
