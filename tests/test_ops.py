@@ -20,12 +20,17 @@ from check import TRUTH, check, expected, run
 def strided(a: Array) -> Array:
     """The same values on every second element of every axis of a larger array."""
     room = np.full(tuple(2 * n for n in a.shape), 123, a.dtype)
-    view = room[tuple(slice(None, None, 2) for _ in a.shape)]
+    view = room[(..., *(slice(None, None, 2) for _ in a.shape))]
     view[...] = a
     return view
 
 
-LAYOUTS = {"contiguous": np.array, "strided": strided, "reversed": np.asfortranarray}
+def reversed_axes(a: Array) -> Array:
+    """The same values with the first axis the densest."""
+    return a.T.copy().T
+
+
+LAYOUTS = {"contiguous": np.array, "strided": strided, "reversed": reversed_axes}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
