@@ -40,11 +40,6 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// x in every lane. Not `vec{} + x`: that would turn -0 into +0 and cost an addition.
-template <class T>
-[[gnu::always_inline]] inline vec<T> broadcast(T x) {
-  return x - vec<T>{};
-}
 
 // Where a tile stands: how it starts (scale: factor of what c holds) and whether it is finished.
 template <class T>
@@ -74,7 +69,7 @@ template <class T, int R, int V, bool kMasked>
       x[v] = kMasked && v == V - 1 ? load_n(b + v * lanes<T>, tail) : load(b + v * lanes<T>);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
-      const vec<T> y = broadcast(a[i * a_row]);
+      const vec<T> y = splat(a[i * a_row]);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) acc[i][v] = fma(y, x[v], acc[i][v]);
     }
@@ -83,28 +78,49 @@ template <class T, int R, int V, bool kMasked>
   }
 }
 
+// An epilogue may treat the whole tile at once (decisions once per tile, not once per vector):
+//   epilogue.tile(acc, row, col, tail), tail = valid lanes of the last vector.
+template <class T, int R, int V, class Epilogue>
+[[gnu::always_inline]] inline void apply_epilogue(vec<T> (&acc)[R][V], int64_t row, int64_t col,
+                                                  int64_t tail, const Epilogue& epilogue) {
+  if constexpr (requires { epilogue.tile(acc, row, col, tail); }) {
+    epilogue.tile(acc, row, col, tail);
+  } else {
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v)
+        acc[i][v] =
+            epilogue(acc[i][v], row + i, col + v * lanes<T>, v == V - 1 ? tail : lanes<T>);
+  }
+}
+
 // Tile of R rows and n columns, (V - 1) * lanes < n <= V * lanes, at (row, col) of c.
 template <class T, int R, int V, class Epilogue>
-[[gnu::always_inline]] inline void finish_tile(const vec<T> (&acc)[R][V], T* c, int64_t ldc,
-                                               int64_t n, const Stage<T>& stage, int64_t row,
-                                               int64_t col, const Epilogue& epilogue) {
+[[gnu::always_inline]] inline void finish_tile(vec<T> (&acc)[R][V], T* c, int64_t ldc, int64_t n,
+                                               const Stage<T>& stage, int64_t row, int64_t col,
+                                               const Epilogue& epilogue) {
   constexpr int64_t L = lanes<T>;
   const int64_t tail = n - (V - 1) * L;
+  if (stage.scale != 0) {
+    const vec<T> scale = splat(stage.scale);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const T* from = c + i * ldc + v * L;
+        acc[i][v] = fma(scale, v == V - 1 && tail < L ? load_n(from, tail) : load(from), acc[i][v]);
+      }
+  }
+  if (stage.last) apply_epilogue<T>(acc, row, col, tail, epilogue);
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      T* const p = c + i * ldc + v * L;
-      const bool partial = v == V - 1 && tail < L;
-      vec<T> x = acc[i][v];
-      if (stage.scale != 0)
-        x = fma(broadcast(stage.scale), partial ? load_n(p, tail) : load(p), x);
-      if (stage.last) x = epilogue(x, row + i, col + v * L, partial ? tail : L);
-      if (partial)
-        store_n(p, x, tail);
-      else
-        store(p, x);
-    }
+    for (int v = 0; v < V - 1; ++v) store(c + i * ldc + v * L, acc[i][v]);
+    if (tail == L)
+      store(c + i * ldc + (V - 1) * L, acc[i][V - 1]);
+    else
+      store_n(c + i * ldc + (V - 1) * L, acc[i][V - 1], tail);
   }
 }
 
@@ -171,6 +187,32 @@ template <class T, int N, int S = N / 2>
   if constexpr (S > 1) transpose<T, N, S / 2>(x);
 }
 
+// dst[q * ld + j] = src[j * stride + q] for j < cols, q < k. Writes whole vectors: up to
+// lanes<T> - 1 elements beyond `cols` of every row, so ld and the memory must allow that.
+template <class T>
+inline void transpose_columns(T* dst, int64_t ld, const T* src, int64_t stride, int64_t cols,
+                              int64_t k) {
+  constexpr int L = lanes<T>;
+  for (int64_t j = 0; j < cols; j += L) {
+    for (int64_t q = 0; q < k; q += L) {
+      const int64_t n = smaller(L, k - q);
+      vec<T> x[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        const T* from = src + (j + i < cols ? j + i : j) * stride + q;
+        x[i] = n == L ? load(from) : load_n(from, n);
+      }
+      transpose<T, L>(x);
+      if (n == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) store(dst + (q + i) * ld + j, x[i]);
+      } else {
+        for (int i = 0; i < n; ++i) store(dst + (q + i) * ld + j, x[i]);
+      }
+    }
+  }
+}
+
 // A matrix in memory as the left operand, any strides; fast where one of them is 1.
 template <class T>
 struct PackLeft {
@@ -226,7 +268,7 @@ struct PackRight {
   void operator()(T* dst, int64_t col, int64_t cols, int64_t p, int64_t k) const {
     const T* src = data + p * k_stride + col * col_stride;
     if (col_stride == 1) return copy_rows(dst, src, cols, k);
-    if (k_stride == 1) return transpose_columns(dst, src, cols, k);
+    if (k_stride == 1) return transpose_columns(dst, kCols<T>, src, col_stride, cols, k);
     for (int64_t q = 0; q < k; ++q)
       for (int64_t j = 0; j < kCols<T>; ++j)
         dst[q * kCols<T> + j] = j < cols ? src[q * k_stride + j * col_stride] : T(0);
@@ -243,24 +285,6 @@ struct PackRight {
         int64_t j = 0;
         for (; j + L <= cols; j += L) store(dst + j, load(src + j));
         if (j < cols) store(dst + j, load_n(src + j, cols - j));
-      }
-    }
-  }
-
-  void transpose_columns(T* dst, const T* src, int64_t cols, int64_t k) const {
-    constexpr int L = lanes<T>;
-    for (int64_t j = 0; j < cols; j += L) {
-      for (int64_t q = 0; q < k; q += L) {
-        const int64_t n = smaller(L, k - q);
-        vec<T> x[L];
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) {
-          const T* from = src + (j + i < cols ? j + i : j) * col_stride + q;
-          x[i] = n == L ? load(from) : load_n(from, n);
-        }
-        transpose<T, L>(x);
-        for (int i = 0; i < L; ++i)
-          if (i < n) store(dst + (q + i) * kCols<T> + j, x[i]);
       }
     }
   }

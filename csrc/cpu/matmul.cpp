@@ -1,0 +1,457 @@
+// Matrix product: c = activation(a @ b + beta * c + bias).
+//
+// a [..., M, K], b [..., K, N], c [..., M, N]; a 1-d a is [1, K], a 1-d b is [K, 1], c lacks the
+// dimensions that they lack. Leading dimensions broadcast. Any strides (a transpose is strides); c's
+// rows are dense. Batch dimensions over which b does not move are folded into M where memory allows.
+//
+// Four ways, chosen by shape and strides alone, so that a result never depends on threads:
+//   direct  small or skinny, b's rows dense: a is broadcast from where it is, b loaded from where it
+//           is, masked at the right edge; tiles of up to 12 x 1 ... 6 x 4 vectors, even splits.
+//   dots    few rows, both operands dense along k: tiles of 6 x 4 dot products, vectorised along k.
+//   axpy    one row, b's rows dense: c += 8 rows of b at a time, bound by reading b once.
+//   packed  everything else: gemm.h.
+#include "gemm.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+#if defined(__AVX2__)
+constexpr bool kMaskedLoads = true;
+#else
+constexpr bool kMaskedLoads = false;  // load_n is a loop there: packing pads the edge instead
+#endif
+
+constexpr int64_t kActivationRelu = 1;
+
+template <class T>
+struct BiasActivation {
+  const T* bias;        // may be nullptr
+  int64_t bias_stride;  // 0: the same for all columns
+  bool relu;
+
+  template <int R, int V>
+  [[gnu::always_inline]] void tile(vec<T> (&x)[R][V], int64_t, int64_t col, int64_t tail) const {
+    if (bias) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const vec<T> add = vector_of_bias(col + v * lanes<T>, v == V - 1 ? tail : lanes<T>);
+#pragma GCC unroll 12
+        for (int i = 0; i < R; ++i) x[i][v] = x[i][v] + add;
+      }
+    }
+    if (relu) {
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)  // NaN is not below zero: it passes
+          x[i][v] = select(x[i][v] < vec<T>{}, vec<T>{}, x[i][v]);
+    }
+  }
+
+ private:
+  [[gnu::always_inline]] vec<T> vector_of_bias(int64_t col, int64_t n) const {
+    if (bias_stride == 0) return splat(*bias);
+    return n == lanes<T> ? load(bias + col) : load_n(bias + col, n);
+  }
+};
+
+template <class T>
+struct Problem {
+  int64_t m, n, k;
+  const T* a;
+  int64_t a_row, a_k;
+  const T* b;
+  int64_t b_k, b_col;
+  T* c;
+  int64_t c_row;
+  T beta;
+  BiasActivation<T> epilogue;
+};
+
+// n items of `work` multiply-adds each, on as many threads as that is worth.
+template <class F>
+inline void parallel_tasks(int64_t n, int64_t work, const F& f) {
+  if (n * work < kParallelWork) return f(0, n);
+  parallel_for(n, divide_up(kParallelWork / 2, work + 1), f);
+}
+
+// Part `i` of `n` items cut into `parts` parts that differ by one at most.
+struct Range {
+  int64_t begin, size;
+};
+inline Range even_part(int64_t n, int64_t parts, int64_t i) {
+  const int64_t size = n / parts, larger = n % parts;
+  return {i * size + smaller(i, larger), size + (i < larger)};
+}
+
+// ---- direct ----
+
+template <int V>
+constexpr int kDirectRows = kVectors == 4 ? (V <= 2 ? 12 : V == 3 ? 8 : 6) : (V == 1 ? 12 : 6);
+
+template <class T, int R, int V>
+[[gnu::noinline]] void direct_tile(const Problem<T>& p, int64_t row, int64_t col, int64_t n) {
+  vec<T> acc[R][V] = {};
+  const int64_t tail = n - (V - 1) * lanes<T>;
+  const T *a = p.a + row * p.a_row, *b = p.b + col;
+  if (kMaskedLoads || tail == lanes<T>)
+    multiply_add<T, R, V, kMaskedLoads>(p.k, a, p.a_row, p.a_k, b, p.b_k, tail, acc);
+  else
+    multiply_add<T, R, V, true>(p.k, a, p.a_row, p.a_k, b, p.b_k, tail, acc);
+  finish_tile(acc, p.c + row * p.c_row + col, p.c_row, n, Stage<T>{p.beta, true}, row, col,
+              p.epilogue);
+}
+
+template <class T, int V, int R = kDirectRows<V>>
+inline void direct_rows(const Problem<T>& p, const Range& rows, int64_t col, int64_t n) {
+  if constexpr (R > 1)
+    if (rows.size < R) return direct_rows<T, V, R - 1>(p, rows, col, n);
+  direct_tile<T, R, V>(p, rows.begin, col, n);
+}
+
+template <class T, int V>
+inline void direct_panel(const Problem<T>& p, int64_t col, int64_t n) {
+  const int64_t groups = divide_up(p.m, kDirectRows<V>);
+  for (int64_t g = 0; g < groups; ++g) direct_rows<T, V>(p, even_part(p.m, groups, g), col, n);
+}
+
+template <class T>
+void direct(const Problem<T>& p) {
+  constexpr int64_t L = lanes<T>;
+  const int64_t vectors = divide_up(p.n, L), panels = divide_up(vectors, kVectors);
+  // Rows are cut for threads too, in pieces that hold whole tiles of any height.
+  const int64_t pieces = divide_up(p.m, 48);
+  parallel_tasks(panels * pieces, p.k * divide_up(p.m, pieces) * kCols<T>, [&](int64_t t,
+                                                                              int64_t end) {
+    for (; t < end; ++t) {
+      const Range part = even_part(vectors, panels, t / pieces);
+      const Range rows = even_part(p.m, pieces, t % pieces);
+      const int64_t col = part.begin * L, n = smaller(part.size * L, p.n - col);
+      Problem<T> q = p;
+      q.m = rows.size;
+      q.a += rows.begin * p.a_row;
+      q.c += rows.begin * p.c_row;
+      if (part.size == 1) direct_panel<T, 1>(q, col, n);
+      if (part.size == 2) direct_panel<T, 2>(q, col, n);
+      if constexpr (kVectors > 2) {
+        if (part.size == 3) direct_panel<T, 3>(q, col, n);
+        if (part.size == 4) direct_panel<T, 4>(q, col, n);
+      }
+    }
+  });
+}
+
+// ---- transposed ----
+
+// Not a power of two: rows of the copy must not all fall on the same cache sets.
+template <class T>
+inline int64_t transposed_row(int64_t n) {
+  const int64_t row = divide_up(n, lanes<T>) * lanes<T>;
+  return row % 128 == 0 ? row + lanes<T> : row;
+}
+
+template <class T>
+void transposed(const Problem<T>& p, void* workspace) {
+  constexpr int64_t kStep = 4 * lanes<T>;
+  Problem<T> q = p;
+  q.b_k = transposed_row<T>(p.n);
+  q.b_col = 1;
+  T* const b = static_cast<T*>(workspace);
+  q.b = b;
+  parallel_tasks(divide_up(p.n, kStep), kStep * p.k, [&](int64_t t, int64_t end) {
+    const int64_t col = t * kStep, stop = smaller(end * kStep, p.n);
+    transpose_columns(b + col, q.b_k, p.b + col * p.b_col, p.b_col, stop - col, p.k);
+  });
+  direct(q);
+}
+
+// ---- dots ----
+
+constexpr int kDotRows = 6;
+template <class T>
+constexpr int kDotCols = lanes<T> < 4 ? 2 : 4;
+
+// Lane j of the result: the sum of all lanes of x[j].
+template <class T, int C, int S = 1>
+[[gnu::always_inline]] inline vec<T> sum_lanes(vec<T> (&x)[C]) {
+#pragma GCC unroll 4
+  for (int j = 0; j < C; j += 2 * S) {
+    const int other = S < C ? j + S : j;
+    vec<T> y = x[other];
+    exchange<S>(x[j], y, std::make_integer_sequence<int, lanes<T>>{});
+    x[j] = x[j] + y;
+  }
+  if constexpr (2 * S < lanes<T>) return sum_lanes<T, C, 2 * S>(x);
+  return x[0];
+}
+
+// R rows of a times C <= kDotCols columns of b.
+template <class T, int R, int C>
+[[gnu::noinline]] void dot_tile(const Problem<T>& p, int64_t row, int64_t col) {
+  constexpr int64_t L = lanes<T>;
+  vec<T> acc[R][kDotCols<T>] = {};
+  const T *a = p.a + row * p.a_row, *b = p.b + col * p.b_col;
+  auto step = [&](int64_t q, auto load_k) {
+    vec<T> y[C];
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) y[j] = load_k(b + j * p.b_col + q);
+#pragma GCC unroll 6
+    for (int i = 0; i < R; ++i) {
+      const vec<T> x = load_k(a + i * p.a_row + q);
+#pragma GCC unroll 4
+      for (int j = 0; j < C; ++j) acc[i][j] = fma(x, y[j], acc[i][j]);
+    }
+  };
+  int64_t q = 0;
+  for (; q + L <= p.k; q += L) step(q, [](const T* x) { return load(x); });
+  if (q < p.k) step(q, [n = p.k - q](const T* x) { return load_n(x, n); });
+#pragma GCC unroll 6
+  for (int i = 0; i < R; ++i) {
+    vec<T> sums[1][1] = {{sum_lanes<T, kDotCols<T>>(acc[i])}};
+    finish_tile(sums, p.c + (row + i) * p.c_row + col, p.c_row, C, Stage<T>{p.beta, true}, row + i,
+                col, p.epilogue);
+  }
+}
+
+template <class T, int C, int R = kDotRows>
+inline void dot_rows(const Problem<T>& p, const Range& rows, int64_t col) {
+  if constexpr (R > 1)
+    if (rows.size < R) return dot_rows<T, C, R - 1>(p, rows, col);
+  dot_tile<T, R, C>(p, rows.begin, col);
+}
+
+template <class T>
+void dots(const Problem<T>& p) {
+  constexpr int64_t C = kDotCols<T>;
+  const int64_t groups = divide_up(p.m, kDotRows);
+  parallel_tasks(divide_up(p.n, C), p.m * p.k * C, [&](int64_t t, int64_t end) {
+    for (; t < end; ++t)
+      for (int64_t g = 0; g < groups; ++g) {
+        const Range rows = even_part(p.m, groups, g);
+        if (t * C + C <= p.n)
+          dot_rows<T, C>(p, rows, t * C);
+        else
+          for (int64_t col = t * C; col < p.n; ++col) dot_rows<T, 1>(p, rows, col);
+      }
+  });
+}
+
+// ---- axpy ----
+
+constexpr int64_t kAxpyRows = 8;
+constexpr int64_t kAxpyCols = 512;
+
+// R rows of b from k = q, n <= kAxpyCols columns.
+template <class T, int R>
+inline void axpy_rows(const Problem<T>& p, int64_t q, int64_t col, int64_t n) {
+  constexpr int64_t L = lanes<T>;
+  const Stage<T> stage{q == 0 ? p.beta : T(1), q + R == p.k};
+  const T* b = p.b + q * p.b_k + col;
+  vec<T> x[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) x[r] = splat(p.a[(q + r) * p.a_k]);
+  for (int64_t j = 0; j < n; j += L) {
+    const int64_t valid = smaller(L, n - j);
+    vec<T> acc[1][1] = {};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+      acc[0][0] = fma(x[r], valid == L ? load(b + r * p.b_k + j) : load_n(b + r * p.b_k + j, valid),
+                      acc[0][0]);
+    finish_tile(acc, p.c + col + j, p.c_row, valid, stage, 0, col + j, p.epilogue);
+  }
+}
+
+template <class T>
+void axpy(const Problem<T>& p) {
+  parallel_tasks(divide_up(p.n, kAxpyCols), p.k * kAxpyCols, [&](int64_t t, int64_t end) {
+    for (; t < end; ++t) {
+      const int64_t col = t * kAxpyCols, n = smaller(kAxpyCols, p.n - col);
+      int64_t q = 0;
+      for (; q + kAxpyRows <= p.k; q += kAxpyRows) axpy_rows<T, kAxpyRows>(p, q, col, n);
+      for (; q < p.k; ++q) axpy_rows<T, 1>(p, q, col, n);
+    }
+  });
+}
+
+// ---- choice ----
+
+enum class Way { kDirect, kDots, kAxpy, kPacked, kTransposed };
+
+// The limits are measured, see docs/kernels/matmul.md.
+template <class T>
+Way choose(const Problem<T>& p) {
+  constexpr int64_t L = lanes<T>;
+  const int64_t b_bytes = p.n * p.k * static_cast<int64_t>(sizeof(T));
+  const bool dense_rows = p.b_col == 1, dense_columns = p.b_k == 1;
+  if (p.k == 0 || (dense_rows && p.m * b_bytes <= (16 << 10))) return Way::kDirect;
+  if (dense_rows && p.m == 1) return Way::kAxpy;
+  const bool few_rows = p.m <= 8 ? p.k >= 2 * L : p.m <= 64 && p.k >= 8 * L;
+  if (dense_columns && p.a_k == 1 && few_rows) return Way::kDots;
+  // In place or after one transposition b must stay in L2; a dense along m costs a cache line per
+  // step of k.
+  const bool fits = b_bytes <= (p.m <= 128 ? 1280 << 10 : 640 << 10) &&
+                    (p.a_k == 1 || p.m <= 128 || p.k <= 384);
+  if (dense_rows && fits && (kMaskedLoads || p.n % L == 0)) return Way::kDirect;
+  if (dense_columns && fits && kMaskedLoads) return Way::kTransposed;
+  return Way::kPacked;
+}
+
+template <class T>
+void run(Way way, const Problem<T>& p, void* workspace) {
+  switch (way) {
+    case Way::kDirect: return direct(p);
+    case Way::kDots: return dots(p);
+    case Way::kAxpy: return axpy(p);
+    case Way::kTransposed: return transposed(p, workspace);
+    case Way::kPacked:
+      return gemm<T>(p.m, p.n, p.k, PackLeft<T>{p.a, p.a_row, p.a_k},
+                     PackRight<T>{p.b, p.b_k, p.b_col}, p.c, p.c_row, p.beta, p.epilogue,
+                     workspace);
+  }
+}
+
+template <class T>
+int64_t workspace_bytes(Way way, const Problem<T>& p) {
+  int64_t bytes = 0;
+  if (way == Way::kPacked) bytes = gemm_workspace<T>(p.m, p.n, p.k);
+  if (way == Way::kTransposed) bytes = p.k * transposed_row<T>(p.n) * sizeof(T);
+  return divide_up(bytes, 64) * 64;
+}
+
+// One column: the same product with its operands exchanged is one row, dense if c's column is.
+template <class T>
+Problem<T> as_row(const Problem<T>& p) {
+  if (p.n != 1 || p.m == 1 || p.c_row != 1) return p;
+  Problem<T> q = p;
+  q.m = 1;
+  q.n = p.m;
+  q.a = p.b;
+  q.a_row = p.b_col;
+  q.a_k = p.b_k;
+  q.b = p.a;
+  q.b_k = p.a_k;
+  q.b_col = p.a_row;
+  q.c_row = p.m;
+  q.epilogue.bias_stride = 0;
+  return q;
+}
+
+// ---- batches ----
+
+// The leading dimensions of c with the strides of all three; a and b stand still (stride 0) in
+// dimensions that they lack or have with size 1.
+struct Batch {
+  int ndim;
+  int64_t count;
+  int64_t shape[kMaxDims], a[kMaxDims], b[kMaxDims], c[kMaxDims];
+};
+
+inline int64_t batch_stride(const View& v, int core, int dim, int ndim) {
+  const int d = v.ndim - core - (ndim - dim);
+  return d < 0 || v.shape[d] == 1 ? 0 : v.strides[d];
+}
+
+inline Batch batch_of(const View& a, int a_core, const View& b, int b_core, const View& c) {
+  Batch t;
+  t.ndim = c.ndim - (a_core - 1) - (b_core - 1);
+  t.count = 1;
+  for (int d = 0; d < t.ndim; ++d) {
+    t.shape[d] = c.shape[d];
+    t.a[d] = batch_stride(a, a_core, d, t.ndim);
+    t.b[d] = batch_stride(b, b_core, d, t.ndim);
+    t.c[d] = c.strides[d];
+    t.count *= c.shape[d];
+  }
+  return t;
+}
+
+// Inner batch dimensions that only continue the rows of a and c become rows.
+template <class T>
+void fold_batch_into_rows(Batch* t, Problem<T>* p) {
+  while (t->ndim > 0) {
+    const int d = t->ndim - 1;
+    if (t->shape[d] != 1 && p->m == 1) {
+      p->a_row = t->a[d];
+      p->c_row = t->c[d];
+    }
+    const bool continues = t->a[d] == p->m * p->a_row && t->c[d] == p->m * p->c_row;
+    if (t->shape[d] != 1 && (t->b[d] != 0 || !continues)) return;
+    p->m *= t->shape[d];
+    t->count /= t->shape[d];
+    --t->ndim;
+  }
+}
+
+template <class T>
+Problem<T> batch_item(const Batch& t, const Problem<T>& p, int64_t index) {
+  Problem<T> q = p;
+  for (int d = t.ndim - 1; d >= 0; --d) {
+    const int64_t i = index % t.shape[d];
+    index /= t.shape[d];
+    q.a += i * t.a[d];
+    q.b += i * t.b[d];
+    q.c += i * t.c[d];
+  }
+  return q;
+}
+
+constexpr int64_t kSplitMatrixFrom = int64_t{1} << 24;  // multiply-adds: threads inside the product
+
+template <class T>
+bool run_batch(const Batch& t, const Problem<T>& p) {
+  const int64_t work = p.m * p.n * (p.k + 1);
+  const bool across = t.count > 1 && work < kSplitMatrixFrom && work * t.count >= kParallelWork;
+  const int threads = across ? num_threads() : 1;
+  const Problem<T> first = as_row(p);
+  const Way way = choose(first);
+  char* workspace = nullptr;
+  const int64_t bytes = workspace_bytes(way, first);
+  if (bytes) {
+    workspace = static_cast<char*>(scratch(static_cast<size_t>(bytes * threads)));
+    if (!workspace) return false;
+  }
+  if (t.count == 1) return run(way, first, workspace), true;
+  auto items = [&](int thread, int count) {
+    for (int64_t i = t.count * thread / count; i < t.count * (thread + 1) / count; ++i)
+      run(way, batch_item(t, first, i), workspace + bytes * thread);
+  };
+  if (across)
+    parallel_region(threads, items);
+  else
+    items(0, 1);
+  return true;
+}
+
+template <class T>
+bool multiply(const View& a, const View& b, const View& bias, const View& c, int64_t activation,
+              double beta) {
+  const int a_core = a.ndim == 1 ? 1 : 2, b_core = b.ndim == 1 ? 1 : 2;
+  Problem<T> p;
+  p.m = a_core == 2 ? a.shape[a.ndim - 2] : 1;
+  p.k = a.shape[a.ndim - 1];
+  p.n = b_core == 2 ? b.shape[b.ndim - 1] : 1;
+  p.a = data<T>(a);
+  p.a_row = p.m == 1 ? 1 : a.strides[a.ndim - 2];
+  p.a_k = p.k == 1 ? 1 : a.strides[a.ndim - 1];
+  p.b = data<T>(b);
+  p.b_col = p.n == 1 ? 1 : b.strides[b.ndim - 1];
+  p.b_k = p.k == 1 ? (p.b_col == 1 ? p.n : 1) : b.strides[b.ndim - b_core];
+  p.c = data<T>(c);
+  p.c_row = a_core == 2 && p.m > 1 ? c.strides[c.ndim - b_core] : p.n;
+  p.beta = static_cast<T>(beta);
+  p.epilogue = {data<T>(bias), 1, activation == kActivationRelu};
+  Batch t = batch_of(a, a_core, b, b_core, c);
+  if (p.m == 0 || p.n == 0 || t.count == 0) return true;
+  if (t.ndim > 0) fold_batch_into_rows(&t, &p);
+  return run_batch(t, p);
+}
+
+}  // namespace
+
+
+bool matmul(In a, In b, OptIn bias, Out c, int64_t activation, double beta) {
+  return a.dtype == DType::kFloat32 ? multiply<float>(a, b, bias, c, activation, beta)
+                                    : multiply<double>(a, b, bias, c, activation, beta);
+}
+
+}  // namespace grebe::GREBE_ISA
