@@ -413,7 +413,7 @@ bool run_batch(const Batch& t, const Problem<T>& p) {
   if (t.count == 1) return run(way, first, workspace), true;
   auto items = [&](int thread, int count) {
     for (int64_t i = t.count * thread / count; i < t.count * (thread + 1) / count; ++i)
-      run(way, batch_item(t, first, i), workspace + bytes * thread);
+      run(way, as_row(batch_item(t, p, i)), workspace + bytes * thread);
   };
   if (across)
     parallel_region(threads, items);

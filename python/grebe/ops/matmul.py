@@ -55,7 +55,10 @@ def _output_shape(a: Array, b: Array) -> tuple[int, ...]:
         raise ValueError
     rows = a.shape[-2:-1]  # () for a vector
     columns = b.shape[-1:] if b.ndim > 1 else ()
-    return np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + rows + columns
+    lead, other = a.shape[:-2], b.shape[:-2]
+    if lead != other and other:
+        lead = np.broadcast_shapes(lead, other)
+    return lead + rows + columns
 
 
 def _product(a: Array, b: Array) -> Array:
