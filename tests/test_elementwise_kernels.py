@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from reference import erf
 
 from grebe import _cpu
+from reference import erf
 
 F = Callable[..., np.ndarray]
 DTYPES = [np.float32, np.float64]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import heapq
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -119,13 +118,11 @@ class RemovableHandle:
     """Returned by the functions that register a hook; `remove()` takes the hook away."""
 
     def __init__(self, hooks: dict[int, Any]) -> None:
-        self._hooks = weakref.ref(hooks) if not isinstance(hooks, dict) else (lambda: hooks)
+        self._hooks = hooks
         self.id = max(hooks, default=-1) + 1
 
     def remove(self) -> None:
-        hooks = self._hooks()
-        if hooks is not None:
-            hooks.pop(self.id, None)
+        self._hooks.pop(self.id, None)
 
     def __enter__(self) -> RemovableHandle:
         return self
@@ -254,7 +251,7 @@ class _Pass:
 
 
 def _accumulate(total: Any, gradient: Any, owned: bool) -> Any:
-    """total + gradient, in place where this pass made `total` itself and nobody records."""
+    """Total + gradient, in place where this pass made `total` itself and nobody records."""
     if owned and not grad_enabled():
         y = _cpu.add(total.array, gradient.array, total.array)
         if y is not NotImplemented:
@@ -580,7 +577,12 @@ def _connect(ctx: FunctionContext, args: tuple[Any, ...], results: Any) -> Any:
     tensors = [o for o in outputs if isinstance(o, TensorBase)]
     ctx._outputs = tuple((t.array.shape, t.array.dtype) for t in tensors)
     output = tensors[0] if len(tensors) == 1 and id(tensors[0]) not in inputs else None
-    attach(ctx, args, tuple(t.array if t is output else t for t in ctx._to_save), output)
+    attach(
+        ctx,
+        args,
+        tuple(output.array if output is not None and t is output else t for t in ctx._to_save),
+        output,
+    )
     differentiable = [t for t in tensors if id(t) not in frozen]
     for tensor in ctx._dirty:
         _cpu.bump(tensor)
@@ -598,7 +600,7 @@ def _connect(ctx: FunctionContext, args: tuple[Any, ...], results: Any) -> Any:
 
 
 def _numeric_jacobian(function: Any, inputs: Sequence[Any], index: int, eps: float) -> Any:
-    """d outputs / d inputs[index] by central differences, [elements of input, all outputs]."""
+    """D outputs / d inputs[index] by central differences, [elements of input, all outputs]."""
     array = inputs[index].array
     rows = []
     for position in np.ndindex(array.shape):

@@ -6,6 +6,7 @@ Kinds rank bool < integer < floating. Of operands of one kind, tensors with dime
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,30 @@ import numpy as np
 from .backend import bfloat16
 
 __all__ = [
-    "bfloat16", "bool", "can_cast", "double", "dtype", "finfo", "float", "float16", "float32",
-    "float64", "get_default_dtype", "half", "iinfo", "int", "int16", "int32", "int64", "int8",
-    "is_floating_point", "long", "promote_types", "result_type", "set_default_dtype", "short",
+    "bfloat16",
+    "bool",
+    "can_cast",
+    "double",
+    "dtype",
+    "finfo",
+    "float",
+    "float16",
+    "float32",
+    "float64",
+    "get_default_dtype",
+    "half",
+    "iinfo",
+    "int",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "is_floating_point",
+    "long",
+    "promote_types",
+    "result_type",
+    "set_default_dtype",
+    "short",
     "uint8",
 ]  # fmt: skip
 
@@ -38,7 +60,7 @@ _default = float32
 
 def as_dtype(name: str, value: Any) -> DType:
     """`value` as a supported dtype; TypeError naming the function `name` otherwise."""
-    if value is builtin_float:
+    if value is builtins.float:
         return _default
     try:
         result = np.dtype(value)
@@ -66,12 +88,12 @@ def set_default_dtype(d: Any) -> None:
     _default = d
 
 
-def is_floating(d: DType) -> builtin_bool:
+def is_floating(d: DType) -> builtins.bool:
     """float16, bfloat16, float32 or float64?"""
     return d.kind == "f" or d == bfloat16
 
 
-def _rank(d: DType) -> builtin_int:
+def _rank(d: DType) -> builtins.int:
     return 2 if is_floating(d) else (0 if d.kind == "b" else 1)
 
 
@@ -89,14 +111,14 @@ def promote_types(type1: Any, type2: Any) -> DType:
 
 
 def result_dtype(*operands: Any) -> DType:
-    """dtype of an op on arrays and Python numbers (see the top of this file)."""
+    """Dtype of an op on arrays and Python numbers (see the top of this file)."""
     groups: list[DType | None] = [None, None, None]  # dimensioned, 0-d, Python numbers
     for operand in operands:
-        if isinstance(operand, builtin_bool):
+        if isinstance(operand, builtins.bool):
             group, d = 2, _bool
-        elif isinstance(operand, builtin_int):
+        elif isinstance(operand, builtins.int):
             group, d = 2, int64
-        elif isinstance(operand, builtin_float):
+        elif isinstance(operand, builtins.float):
             group, d = 2, _default
         else:
             group, d = (0 if operand.ndim else 1), operand.dtype
@@ -115,12 +137,12 @@ def result_type(tensor1: Any, tensor2: Any) -> DType:
     return result_dtype(getattr(tensor1, "array", tensor1), getattr(tensor2, "array", tensor2))
 
 
-def can_cast(from_: Any, to: Any) -> builtin_bool:
+def can_cast(from_: Any, to: Any) -> builtins.bool:
     """May a result of dtype `from_` be written into a tensor of dtype `to`?"""
     return _rank(np.dtype(from_)) <= _rank(np.dtype(to))
 
 
-def is_floating_point(input: Any) -> builtin_bool:
+def is_floating_point(input: Any) -> builtins.bool:
     """Is the tensor's dtype a floating point one?"""
     return is_floating(input.array.dtype)
 
@@ -129,7 +151,7 @@ def finfo(type: Any = None) -> Any:
     """Limits of a floating point dtype: eps, max, min, tiny."""
     import ml_dtypes
 
-    return ml_dtypes.finfo(_default if type is None else type)
+    return ml_dtypes.finfo(_default if type is None else type)  # type: ignore[no-untyped-call]
 
 
 def iinfo(type: Any) -> Any:
@@ -137,11 +159,10 @@ def iinfo(type: Any) -> Any:
     return np.iinfo(type)
 
 
-builtin_bool, builtin_int, builtin_float = bool, int, float
 half = float16
 double = float64
 short = int16
 long = int64
-float = float32  # noqa: A001
-int = int32  # noqa: A001
-bool = _bool  # noqa: A001
+float = float32
+int = int32
+bool = _bool

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, TensorBase, record, wrap
-from ..backend import Array, bfloat16, empty as empty_array
+from ..backend import Array, bfloat16
+from ..backend import empty as empty_array
 from ..dtypes import as_dtype, get_default_dtype, result_dtype
 from ..tensor import Tensor, check_device, expect_tensor, method
 
@@ -135,7 +136,9 @@ def from_dlpack(ext_tensor: Any) -> Tensor:
     return wrap(array)
 
 
-def _filled(name: str, shape: tuple[int, ...], value: Any, dtype: Any, requires_grad: bool) -> Tensor:
+def _filled(
+    name: str, shape: tuple[int, ...], value: Any, dtype: Any, requires_grad: bool
+) -> Tensor:
     result = empty_array(shape, as_dtype(name, dtype))
     result.fill(value)
     return finish(result, requires_grad)
@@ -154,11 +157,16 @@ def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool 
 
 
 def full(
-    size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    size: Any,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """`fill_value` in shape `size`; without dtype, that of the value."""
     check_device("full", device)
-    value = fill_value.item() if isinstance(fill_value, TensorBase) else fill_value
+    value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
     if not isinstance(value, (bool, int, float, np.generic)):
         raise TypeError(f"full: fill_value must be a number, got {type(value).__name__}")
     if dtype is None:
@@ -170,7 +178,9 @@ def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     """Uninitialised memory of shape `size`."""
     check_device("empty", device)
     shape = sizes("empty", size)
-    return finish(empty_array(shape, as_dtype("empty", dtype or get_default_dtype())), requires_grad)
+    return finish(
+        empty_array(shape, as_dtype("empty", dtype or get_default_dtype())), requires_grad
+    )
 
 
 def _like(
@@ -229,7 +239,7 @@ for _name, _make in (("new_zeros", zeros), ("new_ones", ones), ("new_empty", emp
 
 
 def _number(name: str, argument: str, value: Any) -> Any:
-    if isinstance(value, TensorBase):
+    if isinstance(value, Tensor):
         value = value.item()
     if not isinstance(value, (bool, int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
@@ -277,7 +287,7 @@ def logspace(
     start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
-    """base ** linspace(start, end, steps)."""
+    """Base ** linspace(start, end, steps)."""
     check_device("logspace", device)
     start, end = _number("logspace", "start", start), _number("logspace", "end", end)
     wanted = as_dtype("logspace", dtype or get_default_dtype())
@@ -345,7 +355,7 @@ def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -
     rows = np.arange(x.shape[-1]) + max(-offset, 0)
     columns = np.arange(x.shape[-1]) + max(offset, 0)
     filled = result.index_put((Ellipsis, wrap(rows), wrap(columns)), input)
-    return filled.movedim((-2, -1), (dim1, dim2))  # type: ignore[no-any-return]
+    return filled.movedim((-2, -1), (dim1, dim2))
 
 
 @method
@@ -391,4 +401,3 @@ def cartesian_prod(*tensors: Tensor) -> Tensor:
     from .shape import stack
 
     return stack([g.reshape(-1) for g in meshgrid(*tensors)], dim=1)
-

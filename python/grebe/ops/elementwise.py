@@ -20,16 +20,100 @@ from ..dtypes import get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, assign, check_writable, expect_tensor, method, snapshot
 
 __all__ = [
-    "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "allclose", "arccos", "arcsin",
-    "arctan", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and", "bitwise_not", "bitwise_or",
-    "bitwise_xor", "ceil", "clamp", "clip", "cos", "cosh", "deg2rad", "div", "divide", "eq", "equal",
-    "erf", "erfc", "exp", "exp2", "expm1", "floor", "floor_divide", "fmod", "frac", "ge", "greater",
-    "greater_equal", "gt", "heaviside", "hypot", "isclose", "isfinite", "isinf", "isnan", "le",
-    "lerp", "less", "less_equal", "log", "log10", "log1p", "log2", "logaddexp", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "logit", "lt", "maximum", "minimum", "mul",
-    "multiply", "nan_to_num", "ne", "neg", "negative", "not_equal", "pow", "rad2deg", "reciprocal",
-    "relu", "remainder", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "sub",
-    "subtract", "tan", "tanh", "true_divide", "trunc", "where", "xlogy",
+    "abs",
+    "absolute",
+    "acos",
+    "acosh",
+    "add",
+    "addcdiv",
+    "addcmul",
+    "allclose",
+    "arccos",
+    "arcsin",
+    "arctan",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "bitwise_and",
+    "bitwise_not",
+    "bitwise_or",
+    "bitwise_xor",
+    "ceil",
+    "clamp",
+    "clip",
+    "cos",
+    "cosh",
+    "deg2rad",
+    "div",
+    "divide",
+    "eq",
+    "equal",
+    "erf",
+    "erfc",
+    "exp",
+    "exp2",
+    "expm1",
+    "floor",
+    "floor_divide",
+    "fmod",
+    "frac",
+    "ge",
+    "greater",
+    "greater_equal",
+    "gt",
+    "heaviside",
+    "hypot",
+    "isclose",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "le",
+    "lerp",
+    "less",
+    "less_equal",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "logaddexp",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "logit",
+    "lt",
+    "maximum",
+    "minimum",
+    "mul",
+    "multiply",
+    "nan_to_num",
+    "ne",
+    "neg",
+    "negative",
+    "not_equal",
+    "pow",
+    "rad2deg",
+    "reciprocal",
+    "relu",
+    "remainder",
+    "round",
+    "rsqrt",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "sub",
+    "subtract",
+    "tan",
+    "tanh",
+    "true_divide",
+    "trunc",
+    "where",
+    "xlogy",
 ]  # fmt: skip
 
 Number = (bool, int, float)
@@ -222,7 +306,10 @@ class NumberOver(Node):
 
 _BINARY_NODES = {"add": Add, "sub": Sub, "mul": Mul, "div": Div}
 _INTEGER_UFUNCS = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
-_add, _sub, _mul, _div = _cpu.add, _cpu.sub, _cpu.mul, _cpu.div
+_add: Any = _cpu.add
+_sub: Any = _cpu.sub
+_mul: Any = _cpu.mul
+_div: Any = _cpu.div
 
 
 def _record_binary(name: str, y: Array, input: Any, other: Any) -> Tensor:
@@ -267,12 +354,12 @@ def _integer_arithmetic(name: str, a: Any, b: Any, dtype: Any) -> Array:
 
 
 def _scaled(other: Any, alpha: float) -> Any:
-    return mul(other, alpha) if isinstance(other, TensorBase) else other * alpha
+    return mul(other, alpha) if isinstance(other, Tensor) else other * alpha
 
 
 @method
 def add(input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
-    """input + alpha * other, broadcast."""
+    """Input + alpha * other, broadcast."""
     if alpha != 1:
         other = _scaled(other, alpha)
     if isinstance(input, TensorBase):
@@ -290,8 +377,8 @@ def add(input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
 
 
 @method
-def sub(input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
-    """input - alpha * other, broadcast."""
+def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """Input - alpha * other, broadcast."""
     if alpha != 1:
         other = _scaled(other, alpha)
     if isinstance(input, TensorBase) and isinstance(other, (TensorBase, *Number)):
@@ -303,7 +390,7 @@ def sub(input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
 
 @method
 def mul(input: Tensor, other: Any) -> Tensor:
-    """input * other, broadcast."""
+    """Input * other, broadcast."""
     if isinstance(input, TensorBase):
         if isinstance(other, TensorBase):
             y = _mul(input.array, other.array)
@@ -318,7 +405,7 @@ def mul(input: Tensor, other: Any) -> Tensor:
 
 @method
 def div(input: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
-    """input / other, broadcast; integers divide to the default float.
+    """Input / other, broadcast; integers divide to the default float.
 
     rounding_mode: None, "trunc" (towards zero) or "floor".
     """
@@ -386,13 +473,13 @@ def _modulo(name: str, ufunc: Any, mode: str, input: Any, other: Any) -> Tensor:
 
 @method
 def remainder(input: Any, other: Any) -> Tensor:
-    """input - other * floor(input / other): the sign of `other`, as Python's %."""
+    """Input - other * floor(input / other): the sign of `other`, as Python's %."""
     return _modulo("remainder", np.remainder, "floor", input, other)
 
 
 @method
 def fmod(input: Any, other: Any) -> Tensor:
-    """input - other * trunc(input / other): the sign of `input`, as C's fmod."""
+    """Input - other * trunc(input / other): the sign of `input`, as C's fmod."""
     return _modulo("fmod", np.fmod, "trunc", input, other)
 
 
@@ -573,7 +660,7 @@ def _indicator(condition: Array, like: Tensor) -> Tensor:
     return wrap(condition.astype(like.array.dtype))
 
 
-_relu = _cpu.relu
+_relu: Any = _cpu.relu
 
 
 @method
@@ -599,7 +686,7 @@ def abs(input: Tensor) -> Tensor:
 
 @method
 def square(input: Tensor) -> Tensor:
-    """input ** 2."""
+    """Input ** 2."""
     x = expect_tensor("square", "input", input)
     if not is_floating(x.dtype):
         return mul(input, input)
@@ -611,19 +698,19 @@ def _define(name: str, formula: str, node: type[Node], run: Any = unary) -> Any:
     return _named(name, doc, lambda input: run(name, node, input))
 
 
-exp = _define("exp", "e^x", Exp, unary_from_output)
-expm1 = _define("expm1", "e^x - 1, exact near 0", Expm1, unary_from_output)
-log = _define("log", "The natural logarithm", Log)
-log1p = _define("log1p", "log(1 + x), exact near 0", Log1p)
-log2 = _define("log2", "The logarithm to base 2", Log2)
-sqrt = _define("sqrt", "The square root", Sqrt, unary_from_output)
-rsqrt = _define("rsqrt", "1 / sqrt(x)", Rsqrt, unary_from_output)
-reciprocal = _define("reciprocal", "1 / x", Reciprocal, unary_from_output)
-sin = _define("sin", "The sine", Sin)
-cos = _define("cos", "The cosine", Cos)
-tanh = _define("tanh", "The hyperbolic tangent", Tanh, unary_from_output)
-sigmoid = _define("sigmoid", "1 / (1 + e^-x)", Sigmoid, unary_from_output)
-erf = _define("erf", "The error function", Erf)
+exp: Any = _define("exp", "e^x", Exp, unary_from_output)
+expm1: Any = _define("expm1", "e^x - 1, exact near 0", Expm1, unary_from_output)
+log: Any = _define("log", "The natural logarithm", Log)
+log1p: Any = _define("log1p", "log(1 + x), exact near 0", Log1p)
+log2: Any = _define("log2", "The logarithm to base 2", Log2)
+sqrt: Any = _define("sqrt", "The square root", Sqrt, unary_from_output)
+rsqrt: Any = _define("rsqrt", "1 / sqrt(x)", Rsqrt, unary_from_output)
+reciprocal: Any = _define("reciprocal", "1 / x", Reciprocal, unary_from_output)
+sin: Any = _define("sin", "The sine", Sin)
+cos: Any = _define("cos", "The cosine", Cos)
+tanh: Any = _define("tanh", "The hyperbolic tangent", Tanh, unary_from_output)
+sigmoid: Any = _define("sigmoid", "1 / (1 + e^-x)", Sigmoid, unary_from_output)
+erf: Any = _define("erf", "The error function", Erf)
 
 
 # ---- activations of nn.functional ----
@@ -649,7 +736,7 @@ class GELU(Node):
 
 @method
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
-    """x Phi(x), Phi the normal CDF; "tanh": its tanh approximation (Hendrycks, Gimpel 2016)."""
+    """X Phi(x), Phi the normal CDF; "tanh": its tanh approximation (Hendrycks, Gimpel 2016)."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
     tanh_form = approximate == "tanh"
@@ -676,7 +763,7 @@ class SiLU(Node):
 
 @method
 def silu(input: Tensor) -> Tensor:
-    """x sigmoid(x) (swish)."""
+    """X sigmoid(x) (swish)."""
     return unary("silu", SiLU, input)
 
 
@@ -693,7 +780,7 @@ class ELU(Node):
 
 @method
 def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
-    """x for x > 0, alpha (e^x - 1) otherwise."""
+    """X for x > 0, alpha (e^x - 1) otherwise."""
     return unary("elu", ELU, input, float(alpha))
 
 
@@ -709,7 +796,7 @@ class LeakyReLU(Node):
 
 @method
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """x for x > 0, negative_slope * x otherwise."""
+    """X for x > 0, negative_slope * x otherwise."""
     return unary("leaky_relu", LeakyReLU, input, float(negative_slope))
 
 
@@ -747,10 +834,10 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
         raise ValueError("clamp: at least one of min and max must be given")
     if isinstance(min, TensorBase) or isinstance(max, TensorBase):
         if min is not None:
-            low = min if isinstance(min, TensorBase) else _scalar_like(input, min)
+            low = min if isinstance(min, Tensor) else _scalar_like(input, min)
             input = maximum(input, low)
         if max is not None:
-            high = max if isinstance(max, TensorBase) else _scalar_like(input, max)
+            high = max if isinstance(max, Tensor) else _scalar_like(input, max)
             input = minimum(input, high)
         return input
     for argument, value in (("min", min), ("max", max)):
@@ -785,10 +872,10 @@ def _define_step(name: str, ufunc: Any, doc: str) -> Any:
     return _named(name, f"{doc}; the gradient is 0.", function)
 
 
-floor = _define_step("floor", np.floor, "The largest integer not above x")
-ceil = _define_step("ceil", np.ceil, "The smallest integer not below x")
-trunc = _define_step("trunc", np.trunc, "x without its fraction")
-sign = _define_step("sign", np.sign, "-1, 0 or 1")
+floor: Any = _define_step("floor", np.floor, "The largest integer not above x")
+ceil: Any = _define_step("ceil", np.ceil, "The smallest integer not below x")
+trunc: Any = _define_step("trunc", np.trunc, "x without its fraction")
+sign: Any = _define_step("sign", np.sign, "-1, 0 or 1")
 
 
 @method
@@ -800,7 +887,7 @@ def round(input: Tensor, *, decimals: int = 0) -> Tensor:
 
 @method
 def frac(input: Tensor) -> Tensor:
-    """x - trunc(x)."""
+    """X - trunc(x)."""
     return sub(input, trunc(input))
 
 
@@ -831,21 +918,31 @@ def _per_degree(factor: float) -> Callable[[Tensor], Tensor]:
     return lambda x: _scalar_like(x, factor)
 
 
-tan = _define_rare("tan", np.tan, "The tangent", lambda x: reciprocal(square(cos(x))))
-asin = _define_rare("asin", np.arcsin, "The arc sine", lambda x: rsqrt(sub(1, mul(x, x))))
-acos = _define_rare("acos", np.arccos, "The arc cosine", lambda x: neg(rsqrt(sub(1, mul(x, x)))))
-atan = _define_rare("atan", np.arctan, "The arc tangent", lambda x: reciprocal(add(mul(x, x), 1)))
-sinh = _define_rare("sinh", np.sinh, "The hyperbolic sine", lambda x: cosh(x))
-cosh = _define_rare("cosh", np.cosh, "The hyperbolic cosine", lambda x: sinh(x))
-asinh = _define_rare("asinh", np.arcsinh, "Inverse of sinh", lambda x: rsqrt(add(mul(x, x), 1)))
-acosh = _define_rare("acosh", np.arccosh, "Inverse of cosh", lambda x: rsqrt(sub(mul(x, x), 1)))
-atanh = _define_rare("atanh", np.arctanh, "Inverse of tanh", lambda x: reciprocal(1 - mul(x, x)))
-exp2 = _define_rare("exp2", np.exp2, "2^x", lambda x: mul(exp2(x), math.log(2)))
-log10 = _define_rare(
+tan: Any = _define_rare("tan", np.tan, "The tangent", lambda x: reciprocal(square(cos(x))))
+asin: Any = _define_rare("asin", np.arcsin, "The arc sine", lambda x: rsqrt(sub(1, mul(x, x))))
+acos: Any = _define_rare(
+    "acos", np.arccos, "The arc cosine", lambda x: neg(rsqrt(sub(1, mul(x, x))))
+)
+atan: Any = _define_rare(
+    "atan", np.arctan, "The arc tangent", lambda x: reciprocal(add(mul(x, x), 1))
+)
+sinh: Any = _define_rare("sinh", np.sinh, "The hyperbolic sine", lambda x: cosh(x))
+cosh: Any = _define_rare("cosh", np.cosh, "The hyperbolic cosine", lambda x: sinh(x))
+asinh: Any = _define_rare(
+    "asinh", np.arcsinh, "Inverse of sinh", lambda x: rsqrt(add(mul(x, x), 1))
+)
+acosh: Any = _define_rare(
+    "acosh", np.arccosh, "Inverse of cosh", lambda x: rsqrt(sub(mul(x, x), 1))
+)
+atanh: Any = _define_rare(
+    "atanh", np.arctanh, "Inverse of tanh", lambda x: reciprocal(1 - mul(x, x))
+)
+exp2: Any = _define_rare("exp2", np.exp2, "2^x", lambda x: mul(exp2(x), math.log(2)))
+log10: Any = _define_rare(
     "log10", np.log10, "The logarithm to base 10", lambda x: reciprocal(mul(x, math.log(10)))
 )
-deg2rad = _define_rare("deg2rad", np.deg2rad, "Degrees to radians", _per_degree(math.pi / 180))
-rad2deg = _define_rare("rad2deg", np.rad2deg, "Radians to degrees", _per_degree(180 / math.pi))
+deg2rad: Any = _define_rare("deg2rad", np.deg2rad, "Degrees to radians", _per_degree(math.pi / 180))
+rad2deg: Any = _define_rare("rad2deg", np.rad2deg, "Radians to degrees", _per_degree(180 / math.pi))
 
 
 @method
@@ -871,7 +968,7 @@ def nan_to_num(
     y = np.asarray(np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf))
     if not input._requires_grad:
         return wrap(y)
-    return where(wrap(np.isfinite(x)), input, wrap(y))  # type: ignore[no-any-return]
+    return where(wrap(np.isfinite(x)), input, wrap(y))
 
 
 # ---- powers ----
@@ -909,7 +1006,7 @@ class PowNumber(Node):
 
 @method
 def pow(input: Any, exponent: Any) -> Tensor:
-    """input ** exponent, broadcast; either may be a number."""
+    """Input ** exponent, broadcast; either may be a number."""
     a, b = operand("pow", "input", input), operand("pow", "exponent", exponent)
     if isinstance(b, Number) and isinstance(input, TensorBase):
         return _pow_number(input, b)  # type: ignore[arg-type]
@@ -1018,7 +1115,7 @@ def atan2(input: Tensor, other: Tensor) -> Tensor:
 @method
 def hypot(input: Tensor, other: Tensor) -> Tensor:
     """sqrt(input^2 + other^2)."""
-    return sqrt(add(mul(input, input), mul(other, other)))  # type: ignore[no-any-return]
+    return sqrt(add(mul(input, input), mul(other, other)))
 
 
 @method
@@ -1031,29 +1128,29 @@ def logaddexp(input: Tensor, other: Tensor) -> Tensor:
 
 @method
 def xlogy(input: Any, other: Any) -> Tensor:
-    """input * log(other), 0 where input is 0."""
-    if not isinstance(other, TensorBase):
+    """Input * log(other), 0 where input is 0."""
+    if not isinstance(other, Tensor):
         return mul(input, math.log(other))
-    if not isinstance(input, TensorBase):
+    if not isinstance(input, Tensor):
         return mul(log(other), input)
     return mul(input, log(where(eq(input, 0), _scalar_like(other, 1.0), other)))
 
 
 @method
 def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
-    """input + weight * (end - input)."""
+    """Input + weight * (end - input)."""
     return add(input, mul(sub(end, input), weight))
 
 
 @method
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
-    """input + value * tensor1 * tensor2."""
+    """Input + value * tensor1 * tensor2."""
     return add(input, mul(tensor1, tensor2), alpha=value)
 
 
 @method
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
-    """input + value * tensor1 / tensor2."""
+    """Input + value * tensor1 / tensor2."""
     return add(input, div(tensor1, tensor2), alpha=value)
 
 
@@ -1108,15 +1205,15 @@ def _define_comparison(name: str, ufunc: Any, doc: str) -> Any:
     return _named(name, f"{doc}, elementwise with broadcasting; a bool tensor.", function)
 
 
-eq = _define_comparison("eq", np.equal, "input == other")
-ne = _define_comparison("ne", np.not_equal, "input != other")
-lt = _define_comparison("lt", np.less, "input < other")
-le = _define_comparison("le", np.less_equal, "input <= other")
-gt = _define_comparison("gt", np.greater, "input > other")
-ge = _define_comparison("ge", np.greater_equal, "input >= other")
-logical_and = _define_comparison("logical_and", np.logical_and, "Both are nonzero")
-logical_or = _define_comparison("logical_or", np.logical_or, "Either is nonzero")
-logical_xor = _define_comparison("logical_xor", np.logical_xor, "Just one is nonzero")
+eq: Any = _define_comparison("eq", np.equal, "input == other")
+ne: Any = _define_comparison("ne", np.not_equal, "input != other")
+lt: Any = _define_comparison("lt", np.less, "input < other")
+le: Any = _define_comparison("le", np.less_equal, "input <= other")
+gt: Any = _define_comparison("gt", np.greater, "input > other")
+ge: Any = _define_comparison("ge", np.greater_equal, "input >= other")
+logical_and: Any = _define_comparison("logical_and", np.logical_and, "Both are nonzero")
+logical_or: Any = _define_comparison("logical_or", np.logical_or, "Either is nonzero")
+logical_xor: Any = _define_comparison("logical_xor", np.logical_xor, "Just one is nonzero")
 
 
 def _define_bitwise(name: str, ufunc: Any, doc: str) -> Any:
@@ -1130,9 +1227,9 @@ def _define_bitwise(name: str, ufunc: Any, doc: str) -> Any:
     return _named(name, f"{doc} of integers or bools, elementwise.", function)
 
 
-bitwise_and = _define_bitwise("bitwise_and", np.bitwise_and, "Bitwise and")
-bitwise_or = _define_bitwise("bitwise_or", np.bitwise_or, "Bitwise or")
-bitwise_xor = _define_bitwise("bitwise_xor", np.bitwise_xor, "Bitwise exclusive or")
+bitwise_and: Any = _define_bitwise("bitwise_and", np.bitwise_and, "Bitwise and")
+bitwise_or: Any = _define_bitwise("bitwise_or", np.bitwise_or, "Bitwise or")
+bitwise_xor: Any = _define_bitwise("bitwise_xor", np.bitwise_xor, "Bitwise exclusive or")
 
 
 def _define_test(name: str, ufunc: Any, doc: str) -> Any:
@@ -1142,10 +1239,10 @@ def _define_test(name: str, ufunc: Any, doc: str) -> Any:
     return _named(name, f"{doc}, elementwise.", function)
 
 
-isnan = _define_test("isnan", np.isnan, "Is it NaN?")
-isinf = _define_test("isinf", np.isinf, "Is it infinite?")
-isfinite = _define_test("isfinite", np.isfinite, "Is it neither infinite nor NaN?")
-logical_not = _define_test("logical_not", np.logical_not, "Is it zero?")
+isnan: Any = _define_test("isnan", np.isnan, "Is it NaN?")
+isinf: Any = _define_test("isinf", np.isinf, "Is it infinite?")
+isfinite: Any = _define_test("isfinite", np.isfinite, "Is it neither infinite nor NaN?")
+logical_not: Any = _define_test("logical_not", np.logical_not, "Is it zero?")
 
 
 @method
@@ -1258,10 +1355,9 @@ for _name, _function in {
     setattr(Tensor, f"__r{_name}__", _reflected(_function))
     setattr(Tensor, f"__i{_name}__", getattr(Tensor, _function.__name__ + "_"))
 # The two hottest operators skip the look at the other operand: the functions check it themselves.
-Tensor.__add__, Tensor.__mul__ = add, mul  # type: ignore[attr-defined]
-Tensor.__neg__, Tensor.__abs__, Tensor.__invert__ = neg, abs, bitwise_not  # type: ignore[attr-defined]
-Tensor.__pos__ = lambda self: self  # type: ignore[attr-defined]
-for _name, _function in {"lt": lt, "le": le, "gt": gt, "ge": ge}.items():
-    setattr(Tensor, f"__{_name}__", _operator(_function))
-Tensor.__eq__ = _equality(eq, False)  # type: ignore[method-assign, assignment]
-Tensor.__ne__ = _equality(ne, True)  # type: ignore[method-assign, assignment]
+for _name, _function in {
+    "add": add, "mul": mul, "neg": neg, "abs": abs, "invert": bitwise_not, "lt": _operator(lt),
+    "le": _operator(le), "gt": _operator(gt), "ge": _operator(ge), "eq": _equality(eq, False),
+    "ne": _equality(ne, True), "pos": lambda self: self,
+}.items():  # fmt: skip
+    setattr(Tensor, f"__{_name}__", _function)

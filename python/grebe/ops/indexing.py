@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, TensorBase, bump, grad_enabled, record, wrap
-from ..backend import Array, empty as empty_array
+from ..backend import Array
+from ..backend import empty as empty_array
 from ..tensor import Tensor, assign, check_writable, expect_tensor, method, snapshot
 from .elementwise import add, check_broadcast, mul, unbroadcast, where
 from .shape import dimension, reshape, slice_of
@@ -48,7 +49,9 @@ def _item(index: Any) -> Any:
             return array
         if array.dtype.kind in "iu":
             return int(array) if array.ndim == 0 else array
-        raise IndexError(f"index: tensors used as indices must be integer or bool, got {array.dtype}")
+        raise IndexError(
+            f"index: tensors used as indices must be integer or bool, got {array.dtype}"
+        )
     raise IndexError(
         f"index: expected ints, slices, ..., None, integer or bool tensors, got {type(index).__name__}"
     )
@@ -56,7 +59,9 @@ def _item(index: Any) -> Any:
 
 def _normal(index: Any) -> tuple[tuple[Any, ...], bool]:
     """The index as a tuple of NumPy's parts, and whether it is basic (gives a view)."""
-    if isinstance(index, list) and any(isinstance(i, (slice, type(None), type(...))) for i in index):
+    if isinstance(index, list) and any(
+        isinstance(i, (slice, type(None), type(...))) for i in index
+    ):
         index = tuple(index)
     parts = tuple(_item(i) for i in index) if isinstance(index, tuple) else (_item(index),)
     basic = not any(isinstance(p, (np.ndarray, bool, np.bool_)) for p in parts)
@@ -167,7 +172,9 @@ def _set(input: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor:
     return record(SetIndex, y, (input, value), (index, value.array.shape))
 
 
-def _write_error(index: tuple[Any, ...], target: Array, value: Array, error: Exception) -> Exception:
+def _write_error(
+    index: tuple[Any, ...], target: Array, value: Array, error: Exception
+) -> Exception:
     if isinstance(error, IndexError):
         return _shape_error(index, target.shape, error)
     return RuntimeError(
@@ -210,8 +217,8 @@ def _delitem(self: Tensor, index: Any) -> None:
     raise TypeError("Tensor does not support deleting items")
 
 
-Tensor.__getitem__ = _getitem  # type: ignore[attr-defined]
-Tensor.__setitem__ = _setitem  # type: ignore[attr-defined]
+Tensor.__getitem__ = _getitem  # type: ignore[method-assign]
+Tensor.__setitem__ = _setitem  # type: ignore[method-assign]
 Tensor.__delitem__ = _delitem  # type: ignore[attr-defined]
 
 
@@ -293,9 +300,9 @@ def _on_vectors(function: Any) -> Any:
     @functools.wraps(function)
     def wrapped(input: Tensor, dim: Any, index: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not isinstance(input, TensorBase) or input.array.ndim:
-            return function(input, dim, index, *args, **kwargs)  # type: ignore[no-any-return]
+            return function(input, dim, index, *args, **kwargs)
         args = tuple(
-            reshape(a, (-1,)) if isinstance(a, TensorBase) and not a.array.ndim else a for a in args
+            reshape(a, (-1,)) if isinstance(a, Tensor) and not a.array.ndim else a for a in args
         )
         expect_tensor(function.__name__, "index", index)
         flat = function(reshape(input, (1,)), dim, reshape(index, (-1,)), *args, **kwargs)
@@ -327,7 +334,9 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
         indices.array.shape[:at] + (1,) + indices.array.shape[at + 1 :],
     ))  # fmt: skip
     wide = input.expand(shape[:at] + [input.array.shape[at]] + shape[at + 1 :])
-    return gather(wide, at, indices.expand(shape[:at] + [indices.array.shape[at]] + shape[at + 1 :]))
+    return gather(
+        wide, at, indices.expand(shape[:at] + [indices.array.shape[at]] + shape[at + 1 :])
+    )
 
 
 @method
@@ -347,7 +356,9 @@ def _source(name: str, input: Tensor, index: Tensor, src: Any) -> Tensor:
         raise RuntimeError(
             f"{name}: src has dtype {src.array.dtype}, expected that of self, {input.array.dtype}"
         )
-    if src.array.ndim != len(shape) or any(a > b for a, b in zip(shape, src.array.shape, strict=True)):
+    if src.array.ndim != len(shape) or any(
+        a > b for a, b in zip(shape, src.array.shape, strict=True)
+    ):
         raise RuntimeError(
             f"{name}: index shape {list(shape)} exceeds src shape {list(src.array.shape)}"
         )
@@ -356,7 +367,9 @@ def _source(name: str, input: Tensor, index: Tensor, src: Any) -> Tensor:
 
 @method
 @_on_vectors
-def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | None = None) -> Tensor:
+def scatter(
+    input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | None = None
+) -> Tensor:
     """A copy of `input` with src written where `gather` would read; reduce: "add", "multiply"."""
     if reduce == "add":
         return scatter_add(input, dim, index, _source("scatter", input, index, src))
@@ -405,7 +418,7 @@ def scatter_reduce(
             return total
         count = np.zeros(input.array.shape, input.array.dtype)
         np.add.at(count, grid, 1)
-        return total / wrap(np.maximum(count + (1 if include_self else 0), 1))  # type: ignore[operator, no-any-return]
+        return total / wrap(np.maximum(count + (1 if include_self else 0), 1))
     if reduce not in _REDUCTIONS:
         raise RuntimeError(
             f"scatter_reduce: reduce must be sum, mean, prod, amax or amin, got {reduce!r}"
@@ -448,7 +461,9 @@ def _rows(name: str, input: Tensor, dim: int, index: Tensor) -> tuple[Any, ...]:
 
 @method
 @_on_vectors
-def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+def index_add(
+    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1
+) -> Tensor:
     """A copy with alpha * source added to the slices along `dim` that `index` names."""
     parts = _rows("index_add", input, dim, index)
     value = mul(source, alpha) if alpha != 1 else source
@@ -493,7 +508,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     source = _as_value(input, value)
     if source.array.size != 1:
         raise RuntimeError(f"masked_fill: value must be a number, got shape {list(source.shape)}")
-    return where(wrap(m), reshape(source, ()), input)  # type: ignore[no-any-return]
+    return where(wrap(m), reshape(source, ()), input)
 
 
 @method

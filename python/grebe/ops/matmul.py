@@ -41,7 +41,7 @@ def _readable(array: Array) -> Array:
 
 
 def _multiply(a: Array, b: Array, bias: Array | None, y: Array, beta: float = 0.0) -> None:
-    """y = a @ b + bias + beta * y for arrays that fit."""
+    """Y = a @ b + bias + beta * y for arrays that fit."""
     kernel = kernels(a).matmul
     try:
         kernel(a, b, bias, y, _NO_ACTIVATION, beta)
@@ -62,7 +62,7 @@ def _output_shape(a: Array, b: Array) -> tuple[int, ...]:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """a @ b for float arrays that fit."""
+    """A @ b for float arrays that fit."""
     y = empty(_output_shape(a, b), a.dtype, a)
     _multiply(a, b, None, y)
     return y
@@ -280,7 +280,7 @@ class AddProduct(Node):
 def _add_product(
     name: str, input: Tensor, first: Tensor, second: Tensor, beta: float, alpha: float
 ) -> Tensor:
-    """beta * input + alpha * (first @ second); the caller has checked the operands' dimensions."""
+    """Beta * input + alpha * (first @ second); the caller has checked the operands' dimensions."""
     c, a, b = expect_tensor(name, "input", input), first.array, second.array
     if a.dtype.kind in "iu":
         whole: Tensor = input * beta + _matmul(name, first, second) * alpha
@@ -362,14 +362,18 @@ class Linear(Node):
         outputs = weight.array.shape[0]
         want_x, want_weight, want_bias = (edge is not None for edge in self.edges)
         lead = x.array.ndim - 1
-        flat = grad if lead == 1 else grad.reshape(x.array.size // max(x.array.shape[-1], 1), outputs)
+        flat = (
+            grad if lead == 1 else grad.reshape(x.array.size // max(x.array.shape[-1], 1), outputs)
+        )
         dx = dweight = dbias = None
         if want_x:
             dx = matmul(grad, weight)
         if want_weight:
             rows = x if lead == 1 else x.reshape(flat.array.shape[0], x.array.shape[-1])
-            dweight = matmul(flat.t(), rows) if grad_enabled() else wrap(
-                _product_2d(flat.array.T, rows.array)
+            dweight = (
+                matmul(flat.t(), rows)
+                if grad_enabled()
+                else wrap(_product_2d(flat.array.T, rows.array))
             )
         if want_bias:
             dbias = flat.sum(0)
@@ -411,8 +415,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if b is not None:
         if b.shape != (outputs,):
             raise RuntimeError(
-                f"linear: expected bias [{outputs}] for weight {list(w.shape)}, got "
-                f"{list(b.shape)}"
+                f"linear: expected bias [{outputs}] for weight {list(w.shape)}, got {list(b.shape)}"
             )
         b = contiguous(b)
     y = _cpu.empty((*shape[:-1], outputs), dtype)

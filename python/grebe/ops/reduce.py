@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
-from ..backend import Array, contiguous, empty as empty_array, kernels
+from ..backend import Array, contiguous, kernels
+from ..backend import empty as empty_array
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import div, maximum, minimum, mul, sub, unbroadcast, where
@@ -78,7 +78,6 @@ class Sum(Node):
         return reshape(grad, kept).expand(shape)
 
 
-
 def _scaled_sum(name: str, input: Tensor, dim: Any, keepdim: bool, mean: bool) -> Tensor:
     x = input.array
     axes = _axes(name, dim, x.ndim)
@@ -109,7 +108,9 @@ def sum(
         axes = _axes("sum", dim, x.ndim)
         wanted = x.dtype if dtype is not None and x.dtype.kind != "b" else np.int64
         return wrap(np.asarray(x.sum(axis=axes, keepdims=keepdim or keepdims, dtype=wanted)))
-    if dim is None and not keepdim and not keepdims and x.dtype == _F32:  # the commonest call, short
+    if (
+        dim is None and not keepdim and not keepdims and x.dtype == _F32
+    ):  # the commonest call, short
         y = empty_array((1,) * x.ndim, _F32)
         kernels(x).reduce_sum(x, y, 1.0)
         return record(Sum, y.reshape(()), (input,), (x.shape, y.shape, 1.0))
@@ -412,7 +413,7 @@ def std(
 ) -> Tensor:  # fmt: skip
     """The standard deviation: sqrt of `var`."""
     dim, correction = _arguments(dim, unbiased, correction)
-    return _moments("std", input, dim, correction, keepdim)[0].sqrt()  # type: ignore[no-any-return]
+    return _moments("std", input, dim, correction, keepdim)[0].sqrt()
 
 
 @method
@@ -460,4 +461,3 @@ def count_nonzero(input: Tensor, dim: Any = None) -> Tensor:
     """The number of nonzero elements."""
     x = expect_tensor("count_nonzero", "input", input)
     return wrap(np.asarray(np.count_nonzero(x, axis=_axes("count_nonzero", dim, x.ndim)), np.int64))
-

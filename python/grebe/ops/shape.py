@@ -14,12 +14,23 @@ import numpy as np
 
 from .._cpu import Node, TensorBase, record, wrap
 from ..autograd import record_many
-from ..backend import contiguous as contiguous_array, empty as empty_array
+from ..backend import contiguous as contiguous_array
+from ..backend import empty as empty_array
 from ..dtypes import as_dtype, is_floating, promote_types
 from ..tensor import (
-    Size, Tensor, assign, check_device, check_writable, device as device_type, expect_tensor,
-    link_view, method, record_view,
+    Size,
+    Tensor,
+    assign,
+    check_device,
+    check_writable,
+    expect_tensor,
+    link_view,
+    method,
+    record_view,
 )  # fmt: skip
+from ..tensor import (
+    device as device_type,
+)
 
 __all__ = [
     "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "broadcast_to", "cat", "chunk",
@@ -110,7 +121,8 @@ def _reshaped(name: str, input: Tensor, sizes: tuple[int, ...], view_only: bool)
 @method
 def reshape(input: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape: a view where strides allow it, else a copy. One size
-    may be -1."""
+    may be -1.
+    """
     if len(shape) == 1 and type(shape[0]) is tuple and input.array.flags.c_contiguous:
         sizes = shape[0]
         if -1 not in sizes:  # the short way of the engine
@@ -124,7 +136,8 @@ def reshape(input: Tensor, *shape: Any) -> Tensor:
 @method
 def view(self: Tensor, *shape: Any) -> Tensor:
     """A view in another shape; RuntimeError where strides don't allow it. A dtype reinterprets the
-    bytes."""
+    bytes.
+    """
     if len(shape) == 1 and isinstance(shape[0], (np.dtype, type)):
         return wrap(self.array.view(as_dtype("view", shape[0])))
     return _reshaped("view", self, _sizes("view", shape), view_only=True)
@@ -169,7 +182,9 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """Dimension `dim` split into `sizes`."""
     shape = expect_tensor("unflatten", "input", input).shape
     at = dimension("unflatten", dim, len(shape))
-    return reshape(input, shape[:at] + _resolve("unflatten", tuple(sizes), shape[at]) + shape[at + 1 :])
+    return reshape(
+        input, shape[:at] + _resolve("unflatten", tuple(sizes), shape[at]) + shape[at + 1 :]
+    )
 
 
 @method
@@ -275,9 +290,7 @@ def expand(self: Tensor, *sizes: Any) -> Tensor:
     """A view that repeats dimensions of size 1 (stride 0); -1 keeps a size."""
     wanted, shape = _sizes("expand", sizes), self.array.shape
     lead = len(wanted) - len(shape)
-    target = tuple(
-        shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted)
-    )
+    target = tuple(shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted))
     fits = lead >= 0 and all(s >= 0 for s in target)
     if not fits or any(s not in (1, target[lead + i]) for i, s in enumerate(shape)):
         raise RuntimeError(f"expand: shape {list(shape)} can't be expanded to {list(wanted)}")
@@ -342,7 +355,8 @@ def repeat_interleave(
 ) -> Tensor:
     """Each element (along `dim`; default: of the flattened tensor) repeated `repeats` times.
 
-    output_size is accepted for compatibility; the size is computed anyway."""
+    output_size is accepted for compatibility; the size is computed anyway.
+    """
     x = expect_tensor("repeat_interleave", "input", input)
     if dim is None:
         input, dim = reshape(input, (-1,)), 0
@@ -396,7 +410,10 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     at = dimension("cat", dim, arrays[0].ndim)
     first = arrays[0].shape
     for index, array in enumerate(arrays):
-        if array.ndim != len(first) or array.shape[:at] + array.shape[at + 1 :] != first[:at] + first[at + 1 :]:
+        if (
+            array.ndim != len(first)
+            or array.shape[:at] + array.shape[at + 1 :] != first[:at] + first[at + 1 :]
+        ):
             raise RuntimeError(
                 f"cat: sizes must match except in dimension {at}: tensors[0] has shape "
                 f"{list(first)}, tensors[{index}] {list(array.shape)}"
@@ -492,7 +509,7 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         raise RuntimeError("unbind: a 0-d tensor has no dimension to take apart")
     at = dimension("unbind", dim, x.ndim)
     lead = (slice(None),) * at
-    arrays = [x[(*lead, slice(i, i + 1))].squeeze(at) for i in range(x.shape[at])]
+    arrays = [x[lead + (slice(i, i + 1),)].squeeze(at) for i in range(x.shape[at])]
     rest = x.shape[:at] + x.shape[at + 1 :]
     results = record_many(Unbind, arrays, (input,), (at, rest, x.dtype))
     return tuple(link_view(r, input) for r in results)
@@ -552,7 +569,9 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
         indices_or_sections = indices_or_sections.tolist()  # type: ignore[attr-defined]
     if isinstance(indices_or_sections, int):
         if indices_or_sections <= 0:
-            raise RuntimeError(f"tensor_split: sections must be positive, got {indices_or_sections}")
+            raise RuntimeError(
+                f"tensor_split: sections must be positive, got {indices_or_sections}"
+            )
         base, extra = divmod(total, indices_or_sections)
         sections = [base + (i < extra) for i in range(indices_or_sections)]
     else:
@@ -608,7 +627,9 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     size = x.shape[at]
     first = int(start) + size if start < 0 else int(start)
     if first < 0 or length < 0 or first + length > size:
-        raise RuntimeError(f"narrow: start {start} and length {length} exceed size {size} of dim {at}")
+        raise RuntimeError(
+            f"narrow: start {start} and length {length} exceed size {size} of dim {at}"
+        )
     return slice_of(input, (slice(None),) * at + (slice(first, first + length),))
 
 
@@ -618,7 +639,9 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
     x = expect_tensor("select", "input", input)
     at = dimension("select", dim, x.ndim)
     if x.ndim == 0 or not -x.shape[at] <= index < x.shape[at]:
-        raise IndexError(f"select: index {index} out of range for dimension {at} of {list(x.shape)}")
+        raise IndexError(
+            f"select: index {index} out of range for dimension {at} of {list(x.shape)}"
+        )
     return slice_of(input, (slice(None),) * at + (int(index) % x.shape[at],))
 
 
@@ -757,7 +780,8 @@ def is_contiguous(self: Tensor, memory_format: Any = None) -> bool:
 @method
 def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Cast and moved: ``to(dtype)``, ``to(device)``, ``to(device, dtype)``, ``to(other)``; with
-    copy=True always a copy."""
+    copy=True always a copy.
+    """
     dtype, where, copy = kwargs.get("dtype"), kwargs.get("device"), kwargs.get("copy", False)
     unknown = set(kwargs) - {"dtype", "device", "copy", "non_blocking", "memory_format"}
     if unknown:
@@ -765,7 +789,9 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     for arg in args:
         if isinstance(arg, Tensor):
             dtype = arg.dtype
-        elif isinstance(arg, device_type) or (isinstance(arg, str) and arg.partition(":")[0] in ("cpu", "cuda")):
+        elif isinstance(arg, device_type) or (
+            isinstance(arg, str) and arg.partition(":")[0] in ("cpu", "cuda")
+        ):
             where = arg
         elif isinstance(arg, bool):
             continue  # non_blocking, copy by position
@@ -948,4 +974,3 @@ moveaxis = movedim
 for _alias, _function in {"swapaxes": transpose, "swapdims": transpose, "moveaxis": movedim,
                           "nelement": numel, "ndimension": dim}.items():  # fmt: skip
     setattr(Tensor, _alias, _function)
-
