@@ -19,8 +19,8 @@ def leaf(*shape, seed=0):
 
 
 UNARY = (
-    "exp expm1 sin cos tan tanh sigmoid relu abs erf erfc square atan sinh cosh asinh exp2 neg gelu "
-    "silu elu leaky_relu logsigmoid reciprocal floor ceil frac"
+    "exp expm1 sin cos tan tanh sigmoid relu abs erf erfc square atan sinh cosh asinh exp2 neg "
+    "gelu silu elu leaky_relu logsigmoid reciprocal floor ceil frac"
 ).split()
 POSITIVE = "log log1p log2 log10 sqrt rsqrt".split()
 

@@ -157,7 +157,7 @@ def test_memory_format_is_strides():
 def test_equality_and_hash():
     x = grebe.ones(2)
     assert (x == grebe.ones(2)).tolist() == [True, True] and (x != 1).tolist() == [False, False]
-    assert not (x == None) and x != "a" and {x: 1}[x] == 1  # noqa: E711
+    assert (x != None) and x != "a" and {x: 1}[x] == 1  # noqa: E711
     assert grebe.equal(x, grebe.ones(2)) and not grebe.equal(x, grebe.ones(3))
 
 
@@ -180,7 +180,8 @@ def test_unknown_device_is_named():
     lambda: grebe.ones(2, 0).max(1), lambda: grebe.relu(1), lambda: grebe.add(grebe.ones(2), "a"),
     lambda: grebe.ones(2).to("nowhere"), lambda: grebe.arange(0, 1, 0), lambda: grebe.eye(-1),
     lambda: grebe.zeros(1 << 40, 1 << 40), lambda: grebe.ones(2).clamp(), lambda: grebe.stack([]),
-    lambda: grebe.ones(4).split(0), lambda: grebe.ones(4).narrow(0, 3, 2), lambda: grebe.ones(2).T[5],
+    lambda: grebe.ones(4).split(0), lambda: grebe.ones(4).narrow(0, 3, 2),
+    lambda: grebe.ones(2)[5],
 ])  # fmt: skip
 def test_bad_calls_raise(call):
     with pytest.raises((TypeError, ValueError, RuntimeError, IndexError, MemoryError)) as info:

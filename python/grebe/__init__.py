@@ -5,15 +5,12 @@ PyTorch's names, arguments, defaults and shapes, on NumPy arrays and hand-writte
 
 from __future__ import annotations
 
-from math import e as e
-from math import inf as inf
-from math import nan as nan
-from math import pi as pi
+from math import e, inf, nan, pi
 from typing import Any
 
 from . import autograd, dtypes
 from ._cpu import num_threads as get_num_threads
-from ._cpu import set_num_threads as set_num_threads
+from ._cpu import set_num_threads
 from .autograd import (
     enable_grad,
     inference_mode,

@@ -1,7 +1,8 @@
 """Tensor: a NumPy (or CuPy) array with a gradient.
 
 The C half (csrc/tape.cpp) holds the array and the link to the tape; here are the properties, views,
-in-place writes and conversions. Every other method is a function of `grebe.ops`, bound by `@method`.
+in-place writes and conversions. Every other method is a function of `grebe.ops`, bound by
+`@method`.
 """
 
 from __future__ import annotations

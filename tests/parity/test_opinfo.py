@@ -95,7 +95,8 @@ def _run(op, function, sample):
     generator = np.random.default_rng(0)
     seeds = [generator.standard_normal(tuple(e.shape)).astype(g.dtype) for g, e in pairs]
     wanted = torch.autograd.grad(
-        [e for _, e in pairs], [t for _, t in leaves], [torch.from_numpy(np.asarray(s)) for s in seeds],
+        [e for _, e in pairs], [t for _, t in leaves],
+        [torch.from_numpy(np.asarray(s)) for s in seeds],
         allow_unused=True, materialize_grads=True,
     )  # fmt: skip
     found = grebe.autograd.grad(

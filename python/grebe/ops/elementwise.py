@@ -1168,7 +1168,7 @@ class Where(Node):
 
 
 def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
-    """`input` where `condition`, else `other`, broadcast. With one argument: as `nonzero`, a tuple."""
+    """`input` where `condition`, else `other`, broadcast. One argument: `nonzero` as a tuple."""
     c = expect_tensor("where", "condition", condition)
     if input is None and other is None:
         return tuple(wrap(i) for i in np.nonzero(np.atleast_1d(c)))

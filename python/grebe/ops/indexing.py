@@ -53,7 +53,8 @@ def _item(index: Any) -> Any:
             f"index: tensors used as indices must be integer or bool, got {array.dtype}"
         )
     raise IndexError(
-        f"index: expected ints, slices, ..., None, integer or bool tensors, got {type(index).__name__}"
+        f"index: expected ints, slices, ..., None, integer or bool tensors, got "
+        f"{type(index).__name__}"
     )
 
 

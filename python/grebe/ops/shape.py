@@ -1,12 +1,13 @@
 """Shapes, views, joining and splitting, copies and casts.
 
-A view shares memory with its input and is tracked by `record_view`: a later in-place write to either
-changes the history of both. D2L sections 2.1 and 2.3.
+A view shares memory with its input and is tracked by `record_view`: a later in-place write to
+either changes the history of both. D2L sections 2.1 and 2.3.
 """
 
 from __future__ import annotations
 
 import operator
+from itertools import pairwise
 from collections.abc import Sequence
 from typing import Any
 
@@ -577,8 +578,8 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
     else:
         at = dimension("tensor_split", dim, x.ndim)
         cuts = [0, *(slice(i).indices(total)[1] for i in indices_or_sections), total]
-        spans = zip(cuts[:-1], cuts[1:], strict=True)
-        return tuple(slice_of(input, (slice(None),) * at + (slice(a, b),)) for a, b in spans)
+        lead = (slice(None),) * at
+        return tuple(slice_of(input, (*lead, slice(a, b))) for a, b in pairwise(cuts))
     return split(input, sections, dim)
 
 
