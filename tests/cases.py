@@ -192,8 +192,57 @@ CASES += [case("linear", "nn.functional.linear", normal(x, (n, x[-1]), (n,))) fo
 CASES += [case("linear", "nn.functional.linear", normal((9, 33), (17, 33)))]
 
 # ---- conv ----
+CONV: list[tuple[Shape, Shape, dict[str, Any]]] = [
+    ((3, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),
+    ((3, 6, 14, 14), (16, 6, 5, 5), {}),
+    ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    ((0, 3, 8, 8), (4, 3, 3, 3), {}),
+    ((2, 3, 5, 5), (70, 3, 5, 5), {}),
+    (
+        (2, 4, 9, 11),
+        (6, 2, 3, 2),
+        {"stride": (2, 3), "padding": 1, "dilation": (2, 1), "groups": 2},
+    ),
+    ((2, 8, 17, 40), (8, 1, 3, 3), {"padding": 1, "groups": 8}),
+    ((2, 8, 17, 40), (16, 1, 3, 3), {"stride": 2, "padding": 1, "dilation": 2, "groups": 8}),
+    ((2, 3, 7, 7), (4, 3, 2, 2), {"stride": 3}),
+    ((2, 3, 8, 9), (5, 3, 3, 4), {"stride": (1, 2), "padding": (2, 3), "dilation": (3, 2)}),
+    ((2, 70, 6, 6), (130, 70, 3, 3), {"padding": 1}),
+    ((2, 3, 8, 8), (4, 3, 3, 3), {"stride": 5, "padding": 4}),
+    ((1, 16, 20, 33), (2, 16, 1, 1), {}),
+    ((18, 2, 4, 50), (3, 2, 1, 7), {"padding": (0, 3)}),
+]
+CASES += [case("conv2d", "conv2d", normal(x, w, w[:1]), **kw) for x, w, kw in CONV]
+CASES += [case("conv2d", "conv2d", normal(x, w), **kw) for x, w, kw in CONV[:2]]
 
 # ---- pool ----
+POOL: list[tuple[Shape, dict[str, Any]]] = [
+    ((3, 6, 28, 28), {"kernel_size": 2}),
+    ((2, 5, 29, 27), {"kernel_size": 2, "stride": 2}),
+    ((2, 5, 9, 11), {"kernel_size": (3, 2), "stride": (2, 3), "padding": 1}),
+    ((2, 20, 17, 40), {"kernel_size": 3, "stride": 1, "padding": 1}),
+    ((2, 3, 17, 35), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    ((1, 1, 1, 1), {"kernel_size": 1}),
+    ((0, 3, 4, 4), {"kernel_size": 2}),
+    ((2, 3, 40, 21), {"kernel_size": 20, "stride": 1}),
+    ((2, 33, 7, 7), {"kernel_size": 7}),
+    ((1, 2, 9, 9), {"kernel_size": 2, "stride": 3, "ceil_mode": True}),
+]
+CASES += [case("max_pool2d", "max_pool2d", normal(s), **kw) for s, kw in POOL]
+CASES += [
+    case("max_pool2d", "max_pool2d", normal((2, 3, 9, 30)), kernel_size=3, padding=1, dilation=2)
+]
+CASES += [
+    case(
+        "max_pool2d", "max_pool2d", given("ties", np.zeros((1, 2, 6, 6))), kernel_size=3, padding=1
+    )
+]
+CASES += [case("avg_pool2d", "nn.functional.avg_pool2d", normal(s), **kw) for s, kw in POOL]
+CASES += [
+    case("avg_pool2d", "nn.functional.avg_pool2d", normal(s), **kw, **more)
+    for s, kw in POOL[2:5]
+    for more in ({"count_include_pad": False}, {"divisor_override": 3})
+]
 
 # ---- norm ----
 

@@ -306,7 +306,168 @@ class Linear:
 
 # ---- conv ----
 
+
+def pair(value: Any) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+class Taps:
+    """Where the taps of sliding windows read: padded planes, one strided slice per tap."""
+
+    def __init__(self, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
+        self.kernel, self.stride = pair(kernel), pair(stride)
+        self.padding, self.dilation = pair(padding), pair(dilation)
+
+    def out_size(self, x: Array, ceil_mode: bool = False) -> tuple[int, int]:
+        sizes = []
+        for n, k, s, p, d in zip(
+            x.shape[-2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
+        ):
+            room = n + 2 * p - d * (k - 1) - 1
+            out = (-(-room // s) if ceil_mode else room // s) + 1
+            sizes.append(out - 1 if ceil_mode and (out - 1) * s >= n + p else out)
+        return sizes[0], sizes[1]
+
+    def pad(self, x: Array, value: float, out: tuple[int, int]) -> Array:
+        widths = [(0, 0)] * (x.ndim - 2)
+        for n, o, k, s, p, d in zip(
+            x.shape[-2:], out, self.kernel, self.stride, self.padding, self.dilation, strict=True
+        ):
+            widths.append((p, max(p, (o - 1) * s + d * (k - 1) + 1 - n - p)))
+        return np.pad(x, widths, constant_values=value)
+
+    def crop(self, padded: Array, like: Array) -> Array:
+        (ph, pw), (h, w) = self.padding, like.shape[-2:]
+        return padded[..., ph : ph + h, pw : pw + w]
+
+    def slices(self, out: tuple[int, int]) -> list[tuple[int, int, Any]]:
+        """(kh, kw, index of the tap's elements for all windows), in order of kh, then kw."""
+        result = []
+        for a in range(self.kernel[0]):
+            for b in range(self.kernel[1]):
+                spans = [
+                    slice(t * d, t * d + s * (o - 1) + 1, s)
+                    for t, d, s, o in zip((a, b), self.dilation, self.stride, out, strict=True)
+                ]
+                result.append((a, b, (..., spans[0], spans[1])))
+        return result
+
+
+def split(x: Array, groups: int) -> Array:
+    """[N, C, H, W] as [N, groups, C / groups, H, W]."""
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+
+
+@reference("conv2d")
+class Conv2d:
+    """y[n, o] = bias[o] + sum of weight[o, c] over the windows of x[n, c], within each group."""
+
+    @staticmethod
+    def forward(
+        x: Array, weight: Array, bias: Array | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1,
+    ) -> Array:  # fmt: skip
+        taps = Taps(weight.shape[2:], stride, padding, dilation)
+        out = taps.out_size(x)
+        planes = split(taps.pad(x, 0, out), groups)
+        w = weight.reshape(groups, -1, *weight.shape[1:])
+        y = np.zeros((x.shape[0], groups, w.shape[1], *out), x.dtype)
+        for a, b, at in taps.slices(out):
+            y += np.einsum("goc,ngchw->ngohw", w[..., a, b], planes[at])
+        y = y.reshape(x.shape[0], weight.shape[0], *out)
+        return y if bias is None else y + bias.reshape(1, -1, 1, 1)
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, weight: Array, bias: Array | None = None, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        taps = Taps(weight.shape[2:], stride, padding, dilation)
+        padded = taps.pad(x, 0, g.shape[-2:])
+        planes = split(padded, groups)
+        w = weight.reshape(groups, -1, *weight.shape[1:])
+        dy = split(g, groups)
+        dx, dw = np.zeros_like(planes), np.zeros_like(w)
+        for a, b, at in taps.slices(g.shape[-2:]):
+            dx[at] += np.einsum("goc,ngohw->ngchw", w[..., a, b], dy)
+            dw[..., a, b] = np.einsum("ngohw,ngchw->goc", dy, planes[at])
+        grads = (taps.crop(dx.reshape(padded.shape), x), dw.reshape(weight.shape))
+        return grads if bias is None else (*grads, g.sum((0, 2, 3)))
+
+
 # ---- pool ----
+
+
+@reference("max_pool2d")
+class MaxPool2d:
+    """The gradient goes to the first of equal maxima."""
+
+    @staticmethod
+    def forward(
+        x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False,
+    ) -> Array:  # fmt: skip
+        taps = Taps(kernel_size, stride or kernel_size, padding, dilation)
+        out = taps.out_size(x, ceil_mode)
+        planes = taps.pad(x, -np.inf, out)
+        return np.max(np.stack([planes[at] for _, _, at in taps.slices(out)]), 0)
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0,
+        dilation: Any = 1, ceil_mode: bool = False,
+    ) -> tuple[Array]:  # fmt: skip
+        taps = Taps(kernel_size, stride or kernel_size, padding, dilation)
+        out = taps.out_size(x, ceil_mode)
+        planes = taps.pad(x, -np.inf, out)
+        best = np.argmax(np.stack([planes[at] for _, _, at in taps.slices(out)]), 0)
+        dx = np.zeros_like(planes)
+        for k, (_, _, at) in enumerate(taps.slices(out)):
+            dx[at] += np.where(best == k, g, 0)
+        return (taps.crop(dx, x),)
+
+
+@reference("avg_pool2d")
+class AvgPool2d:
+    @staticmethod
+    def cells(
+        x: Array, taps: Taps, out: tuple[int, int], count_pad: bool, override: int | None
+    ) -> Array:
+        """What each window's sum is divided by."""
+        if override:
+            return np.full(out, override, x.dtype)
+        ones = np.ones(x.shape[-2:], x.dtype)
+        if count_pad:
+            ones = np.pad(ones, [(p, p) for p in taps.padding], constant_values=1)
+            taps = Taps(taps.kernel, taps.stride, 0, 1)
+        planes = taps.pad(ones, 0, out)
+        return np.sum([planes[at] for _, _, at in taps.slices(out)], axis=0)
+
+    @staticmethod
+    def forward(
+        x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        count_include_pad: bool = True, divisor_override: int | None = None,
+    ) -> Array:  # fmt: skip
+        taps = Taps(kernel_size, stride or kernel_size, padding, 1)
+        out = taps.out_size(x, ceil_mode)
+        planes = taps.pad(x, 0, out)
+        total = np.sum([planes[at] for _, _, at in taps.slices(out)], axis=0)
+        return total / AvgPool2d.cells(x, taps, out, count_include_pad, divisor_override)
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0,
+        ceil_mode: bool = False, count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> tuple[Array]:  # fmt: skip
+        taps = Taps(kernel_size, stride or kernel_size, padding, 1)
+        out = taps.out_size(x, ceil_mode)
+        share = g / AvgPool2d.cells(x, taps, out, count_include_pad, divisor_override)
+        dx = np.zeros_like(taps.pad(x, 0, out))
+        for _, _, at in taps.slices(out):
+            dx[at] += share
+        return (taps.crop(dx, x),)
+
 
 # ---- norm ----
 

@@ -4,6 +4,6 @@ A module's ``__all__`` lists what becomes ``grebe.<name>``; functions marked `@m
 methods of Tensor; nn.functional imports the rest by name.
 """
 
-from . import creation, elementwise, indexing, matmul, reduce, shape
+from . import conv, creation, elementwise, indexing, matmul, pool, reduce, shape
 
-MODULES = (creation, elementwise, indexing, matmul, reduce, shape)
+MODULES = (conv, creation, elementwise, indexing, matmul, pool, reduce, shape)

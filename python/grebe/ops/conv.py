@@ -175,7 +175,9 @@ def _check_operands(
     return groups
 
 
-def _padding(name: str, value: Any, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+def _padding(
+    name: str, value: Any, kernel: Pair, stride: Pair, dilation: Pair
+) -> tuple[Pair, Pair]:
     """Padding in front and in total, per dimension."""
     if not isinstance(value, str):
         front = as_pair(name, "padding", value, 0)
@@ -207,7 +209,7 @@ def _geometry(
         if d * (k - 1) + 1 > n + p:
             raise ValueError(
                 f"{name}: kernel of size {list(kernel)} with dilation {list(dilation)} is larger "
-                f"than the padded input of size {[i + q for i, q in zip(in_size, total)]}"
+                f"than the padded input of size {[in_size[0] + total[0], in_size[1] + total[1]]}"
             )
         out.append((n + p - d * (k - 1) - 1) // s + 1)
     return _Geometry(in_size, (out[0], out[1]), stride, front, dilation, groups)
@@ -287,7 +289,10 @@ def conv1d(
         input: floating tensor [N, C, L] or [C, L].
         weight: [O, C / groups, k], of the input's dtype.
         bias: [O] or None.
-        stride, padding, dilation, groups: as for `conv2d`, with one int each.
+        stride: positive int.
+        padding: int, "valid" or "same".
+        dilation: positive int.
+        groups: as for `conv2d`.
 
     Returns:
         Tensor [N, O, L'] or [O, L'].
@@ -331,9 +336,12 @@ def conv_transpose2d(
         input: floating tensor [N, C, H, W] or [C, H, W].
         weight: [C, O / groups, kH, kW], of the input's dtype.
         bias: [O] or None.
-        stride, padding, dilation, groups: of the convolution whose input gradient this is.
+        stride: of the convolution whose input gradient this is.
+        padding: of that convolution, ints only.
         output_padding: rows and columns added at the end of the output, less than stride or
             dilation.
+        groups: of that convolution.
+        dilation: of that convolution.
 
     Returns:
         Tensor [N, O, H', W'] or [O, H', W'], ``H' = (H - 1) * stride - 2 * padding +
@@ -407,7 +415,10 @@ def conv2d_input(
         input_size: [N, C, H, W].
         weight: [O, C / groups, kH, kW], float32 or float64.
         grad_output: [N, O, H', W'].
-        stride, padding, dilation, groups: as for `conv2d`.
+        stride: as for `conv2d`.
+        padding: as for `conv2d`.
+        dilation: as for `conv2d`.
+        groups: as for `conv2d`.
 
     Raises:
         TypeError, ValueError: as `conv2d`.
@@ -443,7 +454,10 @@ def conv2d_weight(
         input: [N, C, H, W], float32 or float64.
         weight_size: [O, C / groups, kH, kW].
         grad_output: [N, O, H', W'].
-        stride, padding, dilation, groups: as for `conv2d`.
+        stride: as for `conv2d`.
+        padding: as for `conv2d`.
+        dilation: as for `conv2d`.
+        groups: as for `conv2d`.
 
     Raises:
         TypeError, ValueError: as `conv2d`.

@@ -252,7 +252,9 @@ def _windows(
 def _adaptive_windows(name: str, in_size: Pair, output_size: Any) -> _Windows:
     items = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * 2
     if len(items) != 2:
-        raise ValueError(f"{name}: output_size must be an int or 2 of int or None, got {output_size!r}")
+        raise ValueError(
+            f"{name}: output_size must be an int or 2 of int or None, got {output_size!r}"
+        )
     wanted = [n if item is None else item for n, item in zip(in_size, items, strict=True)]
     oh, ow = as_pair(name, "output_size", wanted, 1)
     h, w = in_size
@@ -260,7 +262,8 @@ def _adaptive_windows(name: str, in_size: Pair, output_size: Any) -> _Windows:
         kernel = (h // oh, w // ow)
         return _Windows(in_size, (oh, ow), kernel, kernel, (0, 0), (1, 1))
     largest = [
-        max(((i + 1) * n + o - 1) // o - i * n // o for i in range(o)) for n, o in ((h, oh), (w, ow))
+        max(((i + 1) * n + o - 1) // o - i * n // o for i in range(o))
+        for n, o in ((h, oh), (w, ow))
     ]
     return _Windows(in_size, (oh, ow), (largest[0], largest[1]), (0, 0), (0, 0), (1, 1))
 
@@ -408,9 +411,13 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
 
 def _one_row(name: str, input: Tensor, pool: Any) -> Any:
     check_image(name, input, 1)
-    axis = input.array.ndim - 2
-    drop = lambda y: y.squeeze(axis + 1)  # noqa: E731
-    return _each(pool(input.unsqueeze(axis + 1)), drop, drop)
+    axis = input.array.ndim - 1
+
+    def drop(y: Tensor) -> Tensor:
+        result: Tensor = y.squeeze(axis)
+        return result
+
+    return _each(pool(input.unsqueeze(axis)), drop, drop)
 
 
 def _row_ints(name: str, **arguments: tuple[Any, int]) -> dict[str, Pair]:
@@ -465,9 +472,7 @@ def avg_pool1d(
     """
     name = "avg_pool1d"
     stride = kernel_size if stride is None or stride == [] else stride
-    args = _row_ints(
-        name, kernel_size=(kernel_size, 1), stride=(stride, 1), padding=(padding, 0)
-    )
+    args = _row_ints(name, kernel_size=(kernel_size, 1), stride=(stride, 1), padding=(padding, 0))
     result: Tensor = _one_row(
         name,
         input,
