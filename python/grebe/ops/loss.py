@@ -16,6 +16,7 @@ from ..tensor import Tensor, expect_tensor
 from .cross_entropy import check_reduction
 from .cross_entropy import cross_entropy as cross_entropy
 from .cross_entropy import nll_loss as nll_loss
+from .elementwise import where
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
 
@@ -134,7 +135,7 @@ def smooth_l1_loss(
     if beta == 0:
         return l1_loss(input, target, reduction=reduction)
     d = (input - target).abs()
-    return _reduce((d < beta).where(d * d * (0.5 / beta), d - 0.5 * beta), reduction)
+    return _reduce(where(d < beta, d * d * (0.5 / beta), d - 0.5 * beta), reduction)
 
 
 def huber_loss(
@@ -165,7 +166,7 @@ def huber_loss(
     if not delta > 0:
         raise ValueError(f"huber_loss: expected delta > 0, got {delta}")
     d = (input - target).abs()
-    loss = (d <= delta).where(d * d * 0.5, (d - 0.5 * delta) * delta)
+    loss = where(d <= delta, d * d * 0.5, (d - 0.5 * delta) * delta)
     if weight is None:
         return _reduce(loss, reduction)
     loss = loss * weight
@@ -344,7 +345,7 @@ def poisson_nll_loss(
     if full:
         safe = target.clamp(min=1)
         stirling = safe * safe.log() - safe + (safe * (2 * np.pi)).log() * 0.5
-        loss = loss + (target > 1).where(stirling, stirling * 0)
+        loss = loss + where(target > 1, stirling, stirling * 0)
     return _reduce(loss, reduction)
 
 
@@ -367,7 +368,7 @@ def hinge_embedding_loss(
         ValueError: shapes do not broadcast, or `reduction` is unknown.
     """
     _check_pair("hinge_embedding_loss", input, target, reduction)
-    return _reduce((target == 1).where(input, (margin - input).clamp(min=0)), reduction)
+    return _reduce(where(target == 1, input, (margin - input).clamp(min=0)), reduction)
 
 
 def margin_ranking_loss(
