@@ -303,7 +303,7 @@ def test_loss_errors(loss: Any) -> None:
 
 def test_cross_entropy_errors() -> None:
     x = grebe.zeros(2, 3)
-    with pytest.raises(ValueError, match="label_smoothing must be between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"label_smoothing must be between 0 and 1, got 1\.5"):
         cross_entropy(x, grebe.tensor([0, 1]), label_smoothing=1.5)
     with pytest.raises(ValueError, match=r"input's shape \[2, 3\], got \[2\]"):
         cross_entropy(x, grebe.zeros(2))
