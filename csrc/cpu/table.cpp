@@ -1,9 +1,15 @@
 // Compiled once per ISA level: that level's function table, filled at compile time.
 #include "table.h"
 
-#include "kernels.h"
-
 namespace grebe::GREBE_ISA {
+
+#define UNARY(name) UnaryLoop name;
+#define BINARY(name) BinaryLoop name;
+#define OP(result, name, args) result name args;
+#include "../ops.def"
+#undef UNARY
+#undef BINARY
+#undef OP
 
 extern const Table table;
 const Table table = {

@@ -4,9 +4,11 @@
 
 namespace grebe {
 
-using UnaryLoop = void(DType, int64_t, const void*, int64_t, void*, int64_t, const double*);
-using BinaryLoop = void(DType, int64_t, const void*, int64_t, const void*, int64_t, void*, int64_t,
-                        const double*);
+// y[i] = f(x[i]; p) for i < n, strides in elements, any of them 0 for a broadcast operand.
+using UnaryLoop = void(DType dtype, int64_t n, const void* x, int64_t x_stride, void* y,
+                       int64_t y_stride, const double* p);
+using BinaryLoop = void(DType dtype, int64_t n, const void* a, int64_t a_stride, const void* b,
+                        int64_t b_stride, void* y, int64_t y_stride, const double* p);
 
 struct Table {
 #define UNARY(name) UnaryLoop* name;
