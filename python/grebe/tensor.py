@@ -528,7 +528,7 @@ def check_writable(name: str, tensor: Tensor) -> None:
     array = tensor.array
     if not array.flags.writeable:
         raise RuntimeError(f"{name}: the tensor's memory is read-only; clone() it first")
-    if 0 in array.strides and any(
+    if array.size and 0 in array.strides and any(
         stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)
     ):
         raise RuntimeError(

@@ -53,6 +53,8 @@ def _from_data(name: str, data: Any, dtype: Any, copy: bool) -> Array:
         array = np.asarray(data)
     else:
         array = _from_sequence(name, data)
+        if dtype is None and array.dtype == np.float64 and not _holds_arrays(data):
+            dtype = get_default_dtype()
     wanted = as_dtype(name, array.dtype) if dtype is None else as_dtype(name, dtype)
     if array.dtype == wanted and not copy and array.dtype.isnative:
         return array
@@ -74,8 +76,6 @@ def _from_sequence(name: str, data: Any) -> Array:
             f"{name}: expected numbers or nested sequences of numbers, got {type(data).__name__} "
             f"that makes dtype {array.dtype}"
         )
-    if array.dtype == np.float64 and not _holds_arrays(data):
-        return array.astype(get_default_dtype())
     return array
 
 
