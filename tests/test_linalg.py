@@ -397,9 +397,9 @@ def test_wrong_dtype(name):
 
 def test_singular():
     zero = grebe.zeros(2, 2)
-    with pytest.raises(linalg.LinAlgError, match="inv.*singular"):
+    with pytest.raises(linalg.LinAlgError, match=r"inv.*singular"):
         linalg.inv(zero)
-    with pytest.raises(linalg.LinAlgError, match="solve.*singular"):
+    with pytest.raises(linalg.LinAlgError, match=r"solve.*singular"):
         linalg.solve(zero, grebe.ones(2))
     with pytest.raises(linalg.LinAlgError, match="positive definite"):
         linalg.cholesky(-grebe.eye(2))

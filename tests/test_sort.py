@@ -183,7 +183,11 @@ def test_unique_consecutive():
 
 
 def test_isin():
-    assert grebe.isin(grebe.tensor([1, 2, 3]), grebe.tensor([2, 5])).tolist() == [False, True, False]
+    assert grebe.isin(grebe.tensor([1, 2, 3]), grebe.tensor([2, 5])).tolist() == [
+        False,
+        True,
+        False,
+    ]
     assert grebe.isin(2, grebe.tensor([2])).item() is True
 
 
@@ -243,7 +247,11 @@ def test_histc():
 @pytest.mark.parametrize("name", ["cumsum", "cumprod", "logcumsumexp"])
 def test_running(name, dim):
     x = leaf((4, 3))
-    reference = {"cumsum": np.cumsum, "cumprod": np.cumprod, "logcumsumexp": np.logaddexp.accumulate}
+    reference = {
+        "cumsum": np.cumsum,
+        "cumprod": np.cumprod,
+        "logcumsumexp": np.logaddexp.accumulate,
+    }
     y = getattr(x, name)(dim)
     np.testing.assert_allclose(y.detach().numpy(), reference[name](x.detach().numpy(), axis=dim))
     check_twice(lambda t: getattr(t, name)(dim), x)

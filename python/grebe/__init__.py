@@ -20,6 +20,7 @@ from .autograd import (
 )
 from .dtypes import *  # noqa: F403
 from .ops import MODULES as _MODULES
+from .printing import set_printoptions
 from .tensor import Size, Tensor, device, is_tensor
 
 __version__ = "0.1.0"

@@ -4,6 +4,20 @@ A module's ``__all__`` lists what becomes ``grebe.<name>``; functions marked `@m
 methods of Tensor; nn.functional imports the rest by name.
 """
 
-from . import conv, creation, elementwise, indexing, matmul, pool, reduce, shape
+from . import (
+    conv,
+    creation,
+    elementwise,
+    indexing,
+    linalg,
+    matmul,
+    pool,
+    random,
+    reduce,
+    shape,
+    sort,
+)
 
-MODULES = (conv, creation, elementwise, indexing, matmul, pool, reduce, shape)
+MODULES = (
+    conv, creation, elementwise, indexing, linalg, matmul, pool, random, reduce, shape, sort,
+)  # fmt: skip

@@ -74,7 +74,7 @@ _DIVERGED = "the iteration did not converge; has the input NaN or infinite eleme
 
 
 def _t(x: Tensor) -> Tensor:
-    return x.transpose(-2, -1)  # type: ignore[no-any-return]
+    return x.transpose(-2, -1)
 
 
 def _constant(value: Any, like: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def inv(A: Tensor) -> Tensor:
     """The inverse of a square matrix [..., n, n]. LinAlgError if it is singular."""
     x = _square("inv", "A", A)
     y = _lapack("inv", _SINGULAR, np.linalg.inv, x)
-    return record(Inv, y, (A,), (y,))  # type: ignore[no-any-return]
+    return record(Inv, y, (A,), (y,))
 
 
 class Det(Node):
@@ -160,7 +160,7 @@ def det(A: Tensor) -> Tensor:
     """The determinant of a square matrix [..., n, n]; shape [...]."""
     x = _square("det", "A", A)
     y = np.asarray(_lapack("det", _SINGULAR, np.linalg.det, x), x.dtype)
-    return record(Det, y, (A,), (A, y))  # type: ignore[no-any-return]
+    return record(Det, y, (A,), (A, y))
 
 
 class SLogDet(NamedTuple):
@@ -195,7 +195,7 @@ def logdet(input: Tensor) -> Tensor:
     """log(det(input)); NaN where the determinant is negative."""
     orientation, logabsdet = slogdet(input)
     bad = wrap(orientation.array < 0)
-    return where(bad, _constant(math.nan, input), logabsdet)  # type: ignore[no-any-return]
+    return where(bad, _constant(math.nan, input), logabsdet)
 
 
 class Solve(Node):
@@ -215,7 +215,7 @@ class Solve(Node):
 
 def _solve(a: Tensor, b: Tensor) -> Tensor:
     y = _lapack("solve", _SINGULAR, np.linalg.solve, a.array, b.array)
-    return record(Solve, y, (a, b), (a, y, b.array.shape))  # type: ignore[no-any-return]
+    return record(Solve, y, (a, b), (a, y, b.array.shape))
 
 
 def _check_pair(name: str, a: Array, b: Array) -> None:
@@ -242,7 +242,7 @@ def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     x = _solve(A if left else _t(A), right)
     if not left:
         x = _t(x)
-    return x.squeeze(-1) if vector else x  # type: ignore[no-any-return]
+    return x.squeeze(-1) if vector else x
 
 
 def _broadcastable(*shapes: tuple[int, ...]) -> bool:
@@ -546,7 +546,7 @@ class PInv(Node):
             k = matmul(gt, p)
             kp = matmul(k, pt)
             first = sub(kp, _t(matmul(p, k)))
-            second = sub(_product(p, pt, sub(gt, matmul(k, a))), _product(a, p, kp))
+            second = sub(_product(pt, p, sub(gt, matmul(k, a))), _product(a, p, kp))
             return add(first, second)
         k = matmul(p, gt)
         pk = matmul(pt, k)
@@ -582,7 +582,7 @@ def pinv(A: Tensor, *, atol: Any = None, rtol: Any = None, hermitian: bool = Fal
     keep = s > _tolerance("pinv", x, s, atol, rtol)[..., None]
     inverted = np.where(keep, 1 / np.where(keep, s, 1), 0).astype(x.dtype)
     y = np.swapaxes((u * inverted[..., None, :]) @ vh, -1, -2).copy()
-    return record(PInv, y, (A,), (A, y))  # type: ignore[no-any-return]
+    return record(PInv, y, (A,), (A, y))
 
 
 def pinverse(input: Tensor, rcond: float = 1e-15) -> Tensor:
@@ -599,7 +599,7 @@ def matrix_rank(
         atol, rtol = tol, 0.0
     s = _lapack("matrix_rank", _DIVERGED, lambda a: np.linalg.svd(a, compute_uv=False), x)
     bound = _tolerance("matrix_rank", x, s, atol, rtol)
-    return wrap(np.asarray((s > bound[..., None]).sum(axis=-1), np.int64))  # type: ignore[no-any-return]
+    return wrap(np.asarray((s > bound[..., None]).sum(axis=-1), np.int64))
 
 
 class LeastSquares(NamedTuple):
@@ -647,7 +647,7 @@ def matrix_power(A: Tensor, n: int) -> Tensor:
     x = _square("matrix_power", "A", A)
     exponent = operator.index(n)
     if exponent == 0:
-        return wrap(np.broadcast_to(np.eye(x.shape[-1], dtype=x.dtype), x.shape).copy())  # type: ignore[no-any-return]
+        return wrap(np.broadcast_to(np.eye(x.shape[-1], dtype=x.dtype), x.shape).copy())
     base, result = inv(A) if exponent < 0 else A, None
     exponent = -exponent if exponent < 0 else exponent
     while exponent:
@@ -734,7 +734,7 @@ def _euclidean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The 2-norm over `dims`, which are kept with size 1."""
     squares = sum(mul(x.detach(), x.detach()), dims, True) if dims else mul(x.detach(), x.detach())
     y = sqrt(squares).array
-    return record(EuclideanNorm, y, (x,), (x, y))  # type: ignore[no-any-return]
+    return record(EuclideanNorm, y, (x,), (x, y))
 
 
 def vector_norm(
@@ -786,7 +786,7 @@ def _norm_over(x: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
     sums = total(powers)
     empty = eq(sums, 0) if order > 0 else wrap(np.isinf(sums.array))
     root = pow(where(empty, _constant(1, x), sums), 1 / order)
-    return where(empty, _constant(0, x), root)  # type: ignore[no-any-return]
+    return where(empty, _constant(0, x), root)
 
 
 _MATRIX_ORDERS = ("fro", "nuc", math.inf, -math.inf, 1, -1, 2, -2)
@@ -821,7 +821,7 @@ def _matrix_norm(a: Tensor, order: Any) -> Tensor:
             return sum(s, -1)
         if s.array.shape[-1] == 0:
             raise RuntimeError(f"matrix_norm: ord={order} of an empty matrix")
-        return s.select(-1, 0 if order == 2 else -1)  # type: ignore[no-any-return]
+        return s.select(-1, 0 if order == 2 else -1)
     totals = sum(abs(a), -2 if order in (1, -1) else -1)
     if totals.array.shape[-1] == 0:
         raise RuntimeError(f"matrix_norm: ord={order} of an empty matrix")
@@ -991,7 +991,7 @@ def _distances_by_product(x1: Tensor, x2: Tensor) -> Tensor:
     squares = np.square(a).sum(-1)[..., :, None] + np.square(b).sum(-1)[..., None, :]
     squares = squares - 2 * matmul(x1.detach(), _t(x2.detach())).array
     d = np.sqrt(np.maximum(squares, 0))
-    return record(Distance, d, (x1, x2), (x1, x2, d))  # type: ignore[no-any-return]
+    return record(Distance, d, (x1, x2), (x1, x2, d))
 
 
 inverse = inv

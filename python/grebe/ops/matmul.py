@@ -166,6 +166,9 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     return _matmul("matmul", input, other)
 
 
+Tensor.__matmul__ = matmul  # type: ignore[method-assign]
+
+
 def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
     """The general case of `matmul`, with errors under the caller's name."""
     a, b = expect_tensor(name, "input", input), expect_tensor(name, "other", other)

@@ -122,8 +122,8 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     x = expect_tensor("argsort", "input", input)
     at = dimension("argsort", dim, x.ndim)
     if x.ndim == 0:
-        return wrap(np.zeros((), np.int64))  # type: ignore[no-any-return]
-    return wrap(np.ascontiguousarray(_order(x, at, descending)))  # type: ignore[no-any-return]
+        return wrap(np.zeros((), np.int64))
+    return wrap(np.ascontiguousarray(_order(x, at, descending)))
 
 
 @method
@@ -353,7 +353,7 @@ def isin(
         np.asarray(v.array if isinstance(v, TensorBase) else v) for v in (elements, test_elements)
     )
     found = np.isin(_keys(a), _keys(b), assume_unique=assume_unique, invert=invert)
-    return wrap(np.asarray(found))  # type: ignore[no-any-return]
+    return wrap(np.asarray(found))
 
 
 # ---- searching and counting ----
@@ -389,11 +389,11 @@ def searchsorted(
     s, v = _keys(s), _keys(v)
     dtype = np.int32 if out_int32 else np.int64
     if s.ndim == 1:
-        return wrap(np.asarray(np.searchsorted(s, v, where_equal), dtype))  # type: ignore[no-any-return]
+        return wrap(np.asarray(np.searchsorted(s, v, where_equal), dtype))
     found = np.empty(v.shape, dtype)
     for row in np.ndindex(s.shape[:-1]):
         found[row] = np.searchsorted(s[row], v[row], where_equal)
-    return wrap(found)  # type: ignore[no-any-return]
+    return wrap(found)
 
 
 def _apply_sorter(s: Array, order: Array) -> Array:
@@ -428,7 +428,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
     if minlength < 0:
         raise RuntimeError(f"bincount: minlength must not be negative, got {minlength}")
     if weights is None:
-        return wrap(np.bincount(x, minlength=minlength).astype(np.int64))  # type: ignore[no-any-return]
+        return wrap(np.bincount(x, minlength=minlength).astype(np.int64))
     w = expect_tensor("bincount", "weights", weights)
     if w.shape != x.shape:
         raise RuntimeError(
@@ -436,7 +436,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
         )
     dtype = np.float32 if w.dtype == np.float32 else np.float64
     sums = np.bincount(x, w.astype(np.float64), minlength)
-    return wrap(sums.astype(dtype))  # type: ignore[no-any-return]
+    return wrap(sums.astype(dtype))
 
 
 @method
@@ -459,7 +459,7 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     if not math.isfinite(high - low):
         raise RuntimeError(f"histc: the range [{low}, {high}] is not finite")
     counts, _ = np.histogram(values[~np.isnan(values)], bins, (low, high))
-    return wrap(counts.astype(x.dtype))  # type: ignore[no-any-return]
+    return wrap(counts.astype(x.dtype))
 
 
 # ---- running operations ----
@@ -504,7 +504,7 @@ def _sum_from_end(x: Tensor, dim: int) -> Tensor:
 def cumsum(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """Running sums along `dim`; integers and bools give int64."""
     input, at = _running("cumsum", input, dim, dtype)
-    return record(CumSum, _accumulate(np.add, input.array, at), (input,), (at,))  # type: ignore[no-any-return]
+    return record(CumSum, _accumulate(np.add, input.array, at), (input,), (at,))
 
 
 class CumProd(Node):
@@ -532,7 +532,7 @@ def cumprod(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """Running products along `dim`; integers and bools give int64."""
     input, at = _running("cumprod", input, dim, dtype)
     y = _accumulate(np.multiply, input.array, at)
-    return record(CumProd, y, (input,), (input, y, at))  # type: ignore[no-any-return]
+    return record(CumProd, y, (input,), (input, y, at))
 
 
 class LogCumSumExp(Node):
@@ -563,7 +563,7 @@ def logcumsumexp(input: Tensor, dim: int) -> Tensor:
         raise RuntimeError(f"logcumsumexp: input must be floating point, got {x.dtype}")
     at = dimension("logcumsumexp", dim, x.ndim)
     y = _accumulate(np.logaddexp, x, at)
-    return record(LogCumSumExp, y, (input,), (input, y, at))  # type: ignore[no-any-return]
+    return record(LogCumSumExp, y, (input,), (input, y, at))
 
 
 def _running_extreme(name: str, ufunc: np.ufunc, input: Tensor, dim: int) -> Selected:
