@@ -213,7 +213,7 @@ GREBE_BINARY(add_scaled, a, b, fma(p, b, a))
 // Gradients: g is the gradient of the result, y the result, x the input.
 GREBE_BINARY(tanh_backward, g, y, g* fnma(y, y, splat(scalar<V>(1))))
 GREBE_BINARY(sigmoid_backward, g, y, g * y * (1 - y))
-GREBE_BINARY(relu_backward, g, y, select(y > 0, g, V{}))
+GREBE_BINARY(relu_backward, g, y, select(y <= 0, V{}, g))
 GREBE_BINARY(sqrt_backward, g, y, scalar<V>(0.5) * g / y)
 GREBE_BINARY(rsqrt_backward, g, y, scalar<V>(-0.5) * g * (y * y * y))
 GREBE_BINARY(reciprocal_backward, g, y, -g*(y* y))

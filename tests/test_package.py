@@ -1,0 +1,48 @@
+"""The installed package: version, size, and what importing it costs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import grebe
+
+OPTIONAL = ["sklearn", "matplotlib", "scipy", "torch", "pandas", "tqdm", "safetensors"]
+
+
+@pytest.fixture
+def installed() -> str:
+    """The version that pip knows; skips in a source tree that was never installed."""
+    try:
+        return importlib.metadata.version("grebe")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("grebe is not installed")
+
+
+def seconds_to_import(module: str) -> float:
+    """The best of five fresh processes."""
+    code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
+    return min(float(subprocess.check_output(command, text=True)) for _ in range(5))
+
+
+def test_version_comes_from_one_place(installed: str) -> None:
+    assert installed == grebe.__version__
+
+
+def test_extension_is_small(installed: str) -> None:
+    assert Path(grebe._cpu.__file__).stat().st_size < 10e6
+
+
+def test_import_loads_nothing_optional() -> None:
+    code = f"import sys, grebe; print([m for m in {OPTIONAL} if m in sys.modules])"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert loaded.strip() == "[]"
+
+
+def test_import_is_fast() -> None:
+    assert seconds_to_import("grebe") - seconds_to_import("numpy") < 0.1
