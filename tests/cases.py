@@ -140,7 +140,7 @@ CASES += [
     case(op, op, given("ties", [1.0, 2.0, 3.0], [1.0, 3.0, 2.0])) for op in ("maximum", "minimum")
 ]
 CASES += [
-    case("where", "where", lambda rng, s=s: [rng.random(s) < 0.5, *normal(s, s)(rng)])
+    case("where", "where", lambda rng, s=s: [np.asarray(rng.random(s) < 0.5), *normal(s, s)(rng)])
     for s in SIZES
 ]
 
