@@ -11,8 +11,8 @@
 // B further in blocks of kBlockCols columns (L3), A in blocks of kBlockRows rows.
 //
 // Threads pack both blocks together, wait, then take tasks (some row panels x some column panels)
-// from a counter. Every element of c is one chain of fused multiply-adds per k block, in order of k,
-// whoever computes it: the result does not depend on the number of threads.
+// from a counter. Every element of c is one chain of fused multiply-adds per k block, in order of
+// k, whoever computes it: the result does not depend on the number of threads.
 #pragma once
 #include <utility>
 
@@ -39,7 +39,6 @@ constexpr int64_t kParallelWork = 128 * 1024;  // multiply-adds: below, waking t
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 
 // Where a tile stands: how it starts (scale: factor of what c holds) and whether it is finished.
 template <class T>
@@ -90,8 +89,7 @@ template <class T, int R, int V, class Epilogue>
     for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
-        acc[i][v] =
-            epilogue(acc[i][v], row + i, col + v * lanes<T>, v == V - 1 ? tail : lanes<T>);
+        acc[i][v] = epilogue(acc[i][v], row + i, col + v * lanes<T>, v == V - 1 ? tail : lanes<T>);
   }
 }
 
@@ -318,6 +316,48 @@ struct TaskGrid {
   }
 };
 
+// The part of the product in work between two barriers: rows x cols of c from (row, col), k columns
+// of A from p, and where both operands are packed.
+template <class T>
+struct Block {
+  int64_t row, rows, col, cols, p, k;
+  T *a, *b;
+  int64_t row_panels() const { return divide_up(rows, kRows); }
+  int64_t col_panels() const { return divide_up(cols, kCols<T>); }
+};
+
+// This thread's share of the packing. A stays packed while col moves on.
+template <class T, class PackA, class PackB>
+inline void pack_block(const Block<T>& x, int thread, int threads, const PackA& pack_a,
+                       const PackB& pack_b) {
+  const int64_t row_panels = x.col == 0 ? x.row_panels() : 0, col_panels = x.col_panels();
+  for (int64_t i = row_panels * thread / threads; i < row_panels * (thread + 1) / threads; ++i)
+    pack_a(x.a + i * kRows * x.k, x.row + i * kRows, smaller(kRows, x.rows - i * kRows), x.p, x.k);
+  for (int64_t j = col_panels * thread / threads; j < col_panels * (thread + 1) / threads; ++j)
+    pack_b(x.b + j * kCols<T> * x.k, x.col + j * kCols<T>, smaller(kCols<T>, x.cols - j * kCols<T>),
+           x.p, x.k);
+}
+
+// Takes tasks until none is left.
+template <class T, class Epilogue>
+inline void multiply_block(const Block<T>& x, const TaskGrid& grid, int64_t* next_task, T* c,
+                           int64_t ldc, const Stage<T>& stage, const Epilogue& epilogue) {
+  for (;;) {
+    const int64_t task = __atomic_fetch_add(next_task, 1, __ATOMIC_RELAXED);
+    if (task >= grid.count_rows * grid.count_cols) return;
+    const int64_t i0 = task / grid.count_cols * grid.rows;
+    const int64_t j0 = task % grid.count_cols * grid.cols;
+    for (int64_t j = j0; j < smaller(j0 + grid.cols, x.col_panels()); ++j) {
+      for (int64_t i = i0; i < smaller(i0 + grid.rows, x.row_panels()); ++i) {
+        const int64_t row = x.row + i * kRows, col = x.col + j * kCols<T>;
+        packed_tile_any<T>(smaller(kRows, x.rows - i * kRows), x.k, x.a + i * kRows * x.k,
+                           x.b + j * kCols<T> * x.k, c + row * ldc + col, ldc,
+                           smaller(kCols<T>, x.cols - j * kCols<T>), stage, row, col, epilogue);
+      }
+    }
+  }
+}
+
 // c is m x n, row-major with row stride ldc; m, n, k >= 1. beta == 0: c is not read.
 //
 // pack_a(dst, row, rows, p, k): rows <= kRows rows from `row`, k columns from p:
@@ -326,51 +366,36 @@ struct TaskGrid {
 //   dst[q * kCols + j] = B[p + q, col + j]. Lanes beyond `cols` are read up to a whole vector and
 //   thrown away: fill them with zeros.
 // epilogue(x, row, col, n) -> vec<T>: called once for every finished vector of c, c[row, col...],
-//   n <= lanes of it valid. Both packers and the epilogue are called from several threads.
+//   n <= lanes of it valid; or epilogue.tile, see apply_epilogue. The packers and the epilogue are
+//   called from several threads.
 //
 // `workspace`: gemm_workspace<T>(m, n, k) bytes. Runs serially inside a parallel section.
 template <class T, class PackA, class PackB, class Epilogue>
 void gemm(int64_t m, int64_t n, int64_t k, const PackA& pack_a, const PackB& pack_b, T* c,
           int64_t ldc, T beta, const Epilogue& epilogue, void* workspace) {
   const int64_t depth = divide_up(k, divide_up(k, kDepth<T>));
-  const int64_t row_panels = divide_up(smaller(m, kBlockRows), kRows);
-  int64_t* const next_task = static_cast<int64_t*>(workspace);  // two counters, a cache line apart
-  T* const a = static_cast<T*>(workspace) + 256 / sizeof(T);
-  T* const b = a + divide_up(row_panels * kRows * depth * sizeof(T), 64) * 64 / sizeof(T);
+  const int64_t packed_rows = divide_up(smaller(m, kBlockRows), kRows) * kRows;
+  const int64_t a_bytes = divide_up(packed_rows * depth * static_cast<int64_t>(sizeof(T)), 64) * 64;
+  // Two task counters, a cache line apart: one in use, the other made ready for the next block.
+  int64_t* const next_task = static_cast<int64_t*>(workspace);
   next_task[0] = next_task[16] = 0;
+  T* const a = reinterpret_cast<T*>(static_cast<char*>(workspace) + 256);
+  T* const b = reinterpret_cast<T*>(reinterpret_cast<char*>(a) + a_bytes);
 
-  const bool large = m * n >= kParallelWork / (k < kParallelWork ? k : kParallelWork);
+  const bool large = m * n >= kParallelWork / smaller(k, kParallelWork);
   parallel_region(large ? num_threads() : 1, [&](int thread, int threads) {
-    int phase = 0;
+    int use = 0;
     for (int64_t p = 0; p < k; p += depth) {
-      const int64_t ks = smaller(depth, k - p);
-      const Stage<T> stage{p == 0 ? beta : T(1), p + ks == k};
-      for (int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
-        const int64_t rows = smaller(kBlockRows, m - i0), panels = divide_up(rows, kRows);
-        for (int64_t j0 = 0; j0 < n; j0 += kBlockCols, phase ^= 16) {
-          const int64_t cols = smaller(kBlockCols, n - j0), strips = divide_up(cols, kCols<T>);
-          if (j0 == 0)
-            for (int64_t i = panels * thread / threads; i < panels * (thread + 1) / threads; ++i)
-              pack_a(a + i * kRows * ks, i0 + i * kRows, smaller(kRows, rows - i * kRows), p, ks);
-          for (int64_t j = strips * thread / threads; j < strips * (thread + 1) / threads; ++j)
-            pack_b(b + j * kCols<T> * ks, j0 + j * kCols<T>,
-                   smaller(kCols<T>, cols - j * kCols<T>), p, ks);
-          if (thread == 0) next_task[phase ^ 16] = 0;
+      const Stage<T> stage{p == 0 ? beta : T(1), p + depth >= k};
+      for (int64_t row = 0; row < m; row += kBlockRows) {
+        for (int64_t col = 0; col < n; col += kBlockCols, use ^= 16) {
+          const Block<T> x{row, smaller(kBlockRows, m - row), col, smaller(kBlockCols, n - col),
+                           p,   smaller(depth, k - p),        a,   b};
+          pack_block(x, thread, threads, pack_a, pack_b);
+          if (thread == 0) next_task[use ^ 16] = 0;
           if (threads > 1) barrier();
-          const TaskGrid grid(panels, strips, threads);
-          for (;;) {
-            const int64_t task = __atomic_fetch_add(next_task + phase, 1, __ATOMIC_RELAXED);
-            if (task >= grid.count_rows * grid.count_cols) break;
-            const int64_t first_i = task / grid.count_cols * grid.rows;
-            const int64_t first_j = task % grid.count_cols * grid.cols;
-            for (int64_t j = first_j; j < smaller(first_j + grid.cols, strips); ++j)
-              for (int64_t i = first_i; i < smaller(first_i + grid.rows, panels); ++i) {
-                const int64_t row = i0 + i * kRows, col = j0 + j * kCols<T>;
-                packed_tile_any<T>(smaller(kRows, m - row), ks, a + i * kRows * ks,
-                                   b + j * kCols<T> * ks, c + row * ldc + col, ldc,
-                                   smaller(kCols<T>, n - col), stage, row, col, epilogue);
-              }
-          }
+          const TaskGrid grid(x.row_panels(), x.col_panels(), threads);
+          multiply_block(x, grid, next_task + use, c, ldc, stage, epilogue);
           if (threads > 1) barrier();
         }
       }

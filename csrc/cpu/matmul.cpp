@@ -1,11 +1,13 @@
 // Matrix product: c = activation(a @ b + beta * c + bias).
 //
 // a [..., M, K], b [..., K, N], c [..., M, N]; a 1-d a is [1, K], a 1-d b is [K, 1], c lacks the
-// dimensions that they lack. Leading dimensions broadcast. Any strides (a transpose is strides); c's
-// rows are dense. Batch dimensions over which b does not move are folded into M where memory allows.
+// dimensions that they lack. Leading dimensions broadcast. Any strides (a transpose is strides);
+// c's rows are dense. Batch dimensions over which b does not move are folded into M where memory
+// allows.
 //
 // Four ways, chosen by shape and strides alone, so that a result never depends on threads:
-//   direct  small or skinny, b's rows dense: a is broadcast from where it is, b loaded from where it
+//   direct  small or skinny, b's rows dense: a is broadcast from where it is, b loaded from where
+//   it
 //           is, masked at the right edge; tiles of up to 12 x 1 ... 6 x 4 vectors, even splits.
 //   dots    few rows, both operands dense along k: tiles of 6 x 4 dot products, vectorised along k.
 //   axpy    one row, b's rows dense: c += 8 rows of b at a time, bound by reading b once.
@@ -87,7 +89,10 @@ inline Range even_part(int64_t n, int64_t parts, int64_t i) {
 // ---- direct ----
 
 template <int V>
-constexpr int kDirectRows = kVectors == 4 ? (V <= 2 ? 12 : V == 3 ? 8 : 6) : (V == 1 ? 12 : 6);
+constexpr int kDirectRows = kVectors == 4 ? (V <= 2   ? 12
+                                             : V == 3 ? 8
+                                                      : 6)
+                                          : (V == 1 ? 12 : 6);
 
 template <class T, int R, int V>
 [[gnu::noinline]] void direct_tile(const Problem<T>& p, int64_t row, int64_t col, int64_t n) {
@@ -121,24 +126,24 @@ void direct(const Problem<T>& p) {
   const int64_t vectors = divide_up(p.n, L), panels = divide_up(vectors, kVectors);
   // Rows are cut for threads too, in pieces that hold whole tiles of any height.
   const int64_t pieces = divide_up(p.m, 48);
-  parallel_tasks(panels * pieces, p.k * divide_up(p.m, pieces) * kCols<T>, [&](int64_t t,
-                                                                              int64_t end) {
-    for (; t < end; ++t) {
-      const Range part = even_part(vectors, panels, t / pieces);
-      const Range rows = even_part(p.m, pieces, t % pieces);
-      const int64_t col = part.begin * L, n = smaller(part.size * L, p.n - col);
-      Problem<T> q = p;
-      q.m = rows.size;
-      q.a += rows.begin * p.a_row;
-      q.c += rows.begin * p.c_row;
-      if (part.size == 1) direct_panel<T, 1>(q, col, n);
-      if (part.size == 2) direct_panel<T, 2>(q, col, n);
-      if constexpr (kVectors > 2) {
-        if (part.size == 3) direct_panel<T, 3>(q, col, n);
-        if (part.size == 4) direct_panel<T, 4>(q, col, n);
-      }
-    }
-  });
+  parallel_tasks(panels * pieces, p.k * divide_up(p.m, pieces) * kCols<T>,
+                 [&](int64_t t, int64_t end) {
+                   for (; t < end; ++t) {
+                     const Range part = even_part(vectors, panels, t / pieces);
+                     const Range rows = even_part(p.m, pieces, t % pieces);
+                     const int64_t col = part.begin * L, n = smaller(part.size * L, p.n - col);
+                     Problem<T> q = p;
+                     q.m = rows.size;
+                     q.a += rows.begin * p.a_row;
+                     q.c += rows.begin * p.c_row;
+                     if (part.size == 1) direct_panel<T, 1>(q, col, n);
+                     if (part.size == 2) direct_panel<T, 2>(q, col, n);
+                     if constexpr (kVectors > 2) {
+                       if (part.size == 3) direct_panel<T, 3>(q, col, n);
+                       if (part.size == 4) direct_panel<T, 4>(q, col, n);
+                     }
+                   }
+                 });
 }
 
 // ---- transposed ----
@@ -289,8 +294,8 @@ Way choose(const Problem<T>& p) {
   if (dense_columns && p.a_k == 1 && few_rows) return Way::kDots;
   // In place or after one transposition b must stay in L2; a dense along m costs a cache line per
   // step of k.
-  const bool fits = b_bytes <= (p.m <= 128 ? 1280 << 10 : 640 << 10) &&
-                    (p.a_k == 1 || p.m <= 128 || p.k <= 384);
+  const bool fits =
+      b_bytes <= (p.m <= 128 ? 1280 << 10 : 640 << 10) && (p.a_k == 1 || p.m <= 128 || p.k <= 384);
   if (dense_rows && fits && (kMaskedLoads || p.n % L == 0)) return Way::kDirect;
   if (dense_columns && fits && kMaskedLoads) return Way::kTransposed;
   return Way::kPacked;
@@ -447,7 +452,6 @@ bool multiply(const View& a, const View& b, const View& bias, const View& c, int
 }
 
 }  // namespace
-
 
 bool matmul(In a, In b, OptIn bias, Out c, int64_t activation, double beta) {
   return a.dtype == DType::kFloat32 ? multiply<float>(a, b, bias, c, activation, beta)

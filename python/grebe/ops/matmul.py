@@ -17,7 +17,7 @@ from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor, expect_tensor, method
-from .elementwise import unbroadcast
+from .elementwise import add, mul, unbroadcast
 
 __all__ = [
     "addmm", "addmv", "baddbmm", "bmm", "dot", "einsum", "inner", "matmul", "mm", "mv", "outer",
@@ -41,7 +41,7 @@ def _readable(array: Array) -> Array:
 
 
 def _multiply(a: Array, b: Array, bias: Array | None, y: Array, beta: float = 0.0) -> None:
-    """Y = a @ b + bias + beta * y for arrays that fit."""
+    """Computes y = a @ b + bias + beta * y for arrays that fit."""
     kernel = kernels(a).matmul
     try:
         kernel(a, b, bias, y, _NO_ACTIVATION, beta)
@@ -62,7 +62,7 @@ def _output_shape(a: Array, b: Array) -> tuple[int, ...]:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """A @ b for float arrays that fit."""
+    """The product a @ b of float arrays that fit."""
     y = empty(_output_shape(a, b), a.dtype, a)
     _multiply(a, b, None, y)
     return y
@@ -125,7 +125,8 @@ def _as_matrices(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Te
 def _gradient_left(grad: Tensor, a: Tensor, b: Tensor) -> Tensor:
     g, left, right = _as_matrices(grad, a, b)
     product = matmul(g, right.transpose(-2, -1))
-    return unbroadcast(product, left.array.shape).reshape(a.array.shape)
+    result: Tensor = unbroadcast(product, left.array.shape).reshape(a.array.shape)
+    return result
 
 
 def _gradient_right(grad: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -134,7 +135,8 @@ def _gradient_right(grad: Tensor, a: Tensor, b: Tensor) -> Tensor:
         left = left.flatten(0, -2)
         g = g.flatten(0, -2)
     product = matmul(left.transpose(-2, -1), g)
-    return unbroadcast(product, right.array.shape).reshape(b.array.shape)
+    result: Tensor = unbroadcast(product, right.array.shape).reshape(b.array.shape)
+    return result
 
 
 @method
@@ -162,7 +164,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
                     _cpu.matmul(a, b, None, y, 0, 0.0)
                 except TypeError:
                     _multiply(a, b, None, y)
-                return record(Matmul, y, (input, other), (input, other))
+                result: Tensor = record(Matmul, y, (input, other), (input, other))
+                return result
     return _matmul("matmul", input, other)
 
 
@@ -172,11 +175,9 @@ Tensor.__matmul__ = matmul  # type: ignore[method-assign]
 def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
     """The general case of `matmul`, with errors under the caller's name."""
     a, b = expect_tensor(name, "input", input), expect_tensor(name, "other", other)
-    if a.dtype == b.dtype and a.dtype.kind in "iu":
-        product = np.matmul
-    else:
+    integers = a.dtype == b.dtype and a.dtype.kind in "iu"
+    if not integers:
         _check_dtypes(name, a, b)
-        product = _product
     try:
         _output_shape(a, b)
     except ValueError:
@@ -184,7 +185,9 @@ def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
             f"{name}: shapes {_shapes(a, b)} can't be multiplied: expected [..., M, K] and "
             "[..., K, N] (or a vector [K]) with the same K and leading dimensions that broadcast"
         ) from None
-    return record(Matmul, np.asarray(product(a, b)), (input, other), (input, other))
+    y = np.asarray(np.matmul(a, b)) if integers else _product(a, b)
+    result: Tensor = record(Matmul, y, (input, other), (input, other))
+    return result
 
 
 def _expect_dims(name: str, argument: str, value: Any, ndim: int) -> None:
@@ -246,8 +249,7 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """The outer product of vectors [M] and [N]: ``y[i, j] = input[i] * vec2[j]``."""
     _expect_dims("outer", "input", input, 1)
     _expect_dims("outer", "vec2", vec2, 1)
-    result: Tensor = input.unsqueeze(1) * vec2
-    return result
+    return mul(input.unsqueeze(1), vec2)
 
 
 @method
@@ -255,8 +257,7 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
     """Sums of products over the last dimensions: [..., K] and [*, K] give [..., *]."""
     a, b = expect_tensor("inner", "input", input), expect_tensor("inner", "other", other)
     if a.ndim == 0 or b.ndim == 0:
-        product: Tensor = input * other
-        return product
+        return mul(input, other)
     if a.shape[-1] != b.shape[-1]:
         raise RuntimeError(f"inner: the last dimensions of {_shapes(a, b)} must be equal")
     return tensordot(input, other, dims=([-1], [-1]))
@@ -274,7 +275,7 @@ class AddProduct(Node):
         a, b, shape, beta = self.saved
         want_input, want_a, want_b = (edge is not None for edge in self.edges)
         return (
-            unbroadcast(grad if beta == 1 else grad * beta, shape) if want_input else None,
+            unbroadcast(grad if beta == 1 else mul(grad, beta), shape) if want_input else None,
             _gradient_left(grad, a, b) if want_a else None,
             _gradient_right(grad, a, b) if want_b else None,
         )
@@ -283,11 +284,10 @@ class AddProduct(Node):
 def _add_product(
     name: str, input: Tensor, first: Tensor, second: Tensor, beta: float, alpha: float
 ) -> Tensor:
-    """Beta * input + alpha * (first @ second); the caller has checked the operands' dimensions."""
+    """The sum beta * input + alpha * (first @ second); the caller has checked dimensions."""
     c, a, b = expect_tensor(name, "input", input), first.array, second.array
     if a.dtype.kind in "iu":
-        whole: Tensor = input * beta + _matmul(name, first, second) * alpha
-        return whole
+        return add(mul(input, beta), mul(_matmul(name, first, second), alpha))
     _check_dtypes(name, c, a, b)
     try:
         shape = _output_shape(a, b)
@@ -299,7 +299,7 @@ def _add_product(
             f"got input {list(c.shape)}, operands {_shapes(a, b)}"
         ) from None
     if alpha != 1:
-        first = first * alpha
+        first = mul(first, alpha)
         a = first.array
     y = empty(shape, a.dtype, a)
     if beta == 1 and b.ndim > 1 and c.shape == shape[-1:]:
@@ -308,7 +308,8 @@ def _add_product(
         if beta != 0:  # 0 ignores `input`, NaN included
             y[...] = c
         _multiply(a, b, None, y, float(beta))
-    return record(AddProduct, y, (input, first, second), (first, second, c.shape, beta))
+    result: Tensor = record(AddProduct, y, (input, first, second), (first, second, c.shape, beta))
+    return result
 
 
 @method
@@ -362,22 +363,19 @@ class Linear(Node):
 
     def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = self.saved
-        outputs = weight.array.shape[0]
         want_x, want_weight, want_bias = (edge is not None for edge in self.edges)
-        lead = x.array.ndim - 1
-        flat = (
-            grad if lead == 1 else grad.reshape(x.array.size // max(x.array.shape[-1], 1), outputs)
-        )
+        flat, rows = grad, x
+        if x.array.ndim != 2:
+            count = math.prod(x.array.shape[:-1])
+            flat = grad.reshape(count, weight.array.shape[0])
+            rows = x.reshape(count, weight.array.shape[1])
         dx = dweight = dbias = None
         if want_x:
             dx = matmul(grad, weight)
-        if want_weight:
-            rows = x if lead == 1 else x.reshape(flat.array.shape[0], x.array.shape[-1])
-            dweight = (
-                matmul(flat.t(), rows)
-                if grad_enabled()
-                else wrap(_product_2d(flat.array.T, rows.array))
-            )
+        if want_weight and grad_enabled():
+            dweight = matmul(flat.transpose(0, 1), rows)
+        elif want_weight:
+            dweight = wrap(_product_2d(flat.array.T, rows.array))
         if want_bias:
             dbias = flat.sum(0)
         return dx, dweight, dbias
@@ -403,7 +401,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     b = None if bias is None else expect_tensor("linear", "bias", bias)
     if w.ndim == 1:
         product = _matmul("linear", input, weight)
-        return product if bias is None else product + bias
+        return product if bias is None else add(product, bias)
     shape = x.shape
     if w.ndim != 2 or not shape or shape[-1] != w.shape[1]:
         raise RuntimeError(
@@ -423,7 +421,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         b = contiguous(b)
     y = _cpu.empty((*shape[:-1], outputs), dtype)
     _multiply(x, w.T, b, y)
-    return record(Linear, y, (input, weight, bias), (input, weight))
+    result: Tensor = record(Linear, y, (input, weight, bias), (input, weight))
+    return result
 
 
 # ---- contractions ----
