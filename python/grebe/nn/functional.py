@@ -1,0 +1,580 @@
+"""Functions of neural networks under PyTorch's names: ``import grebe.nn.functional as F``.
+
+What has a kernel lives in `grebe.ops` and is only passed on; here are PyTorch's signatures where
+they differ (``inplace``) and functions composed of others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from .._cpu import Node, TensorBase, record, wrap
+from ..autograd import grad_enabled, no_grad
+from ..backend import empty
+from ..dtypes import is_floating
+from ..ops.conv import conv1d, conv2d, conv_transpose2d
+from ..ops.dropout import dropout, dropout1d, dropout2d
+from ..ops.elementwise import clamp, exp, gelu, logsigmoid, minimum, sigmoid, tanh, where
+from ..ops.loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
+from ..ops.matmul import linear
+from ..ops.norm import batch_norm, layer_norm
+from ..ops.pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    max_pool1d,
+    max_pool2d,
+)
+from ..tensor import Tensor
+
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "batch_norm",
+    "bilinear",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "celu",
+    "conv1d",
+    "conv2d",
+    "conv_transpose2d",
+    "cosine_similarity",
+    "cross_entropy",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "elu",
+    "embedding",
+    "gelu",
+    "glu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "logsigmoid",
+    "max_pool1d",
+    "max_pool2d",
+    "mish",
+    "mse_loss",
+    "nll_loss",
+    "normalize",
+    "one_hot",
+    "pad",
+    "pairwise_distance",
+    "prelu",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
+    "softmax",
+    "softmin",
+    "softshrink",
+    "softsign",
+    "tanh",
+    "tanhshrink",
+    "threshold",
+]
+
+
+def _tensor(name: str, argument: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: {argument} must be a Tensor, got {type(value).__name__}")
+    return value
+
+
+def _floating(name: str, value: Any) -> Tensor:
+    tensor = _tensor(name, "input", value)
+    if not is_floating(tensor.dtype):
+        raise TypeError(f"{name}: input must be floating point, got {tensor.dtype}")
+    return tensor
+
+
+def _overwrite(function: Any, input: Tensor, *params: float) -> Tensor:
+    """function(input, *params) written into input; what backward needs is saved from a copy."""
+    _tensor(function.__name__, "input", input)
+    source = input.clone() if grad_enabled() and input.requires_grad else input
+    result: Tensor = input.copy_(function(source, *params))
+    return result
+
+
+# ---- activations ----
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(input, 0); inplace: overwrites input. D2L section 5.1."""
+    return input.relu_() if inplace else ops.elementwise.relu(input)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """x where x > 0, else negative_slope x."""
+    if inplace:
+        return _overwrite(leaky_relu, input, negative_slope)
+    return ops.elementwise.leaky_relu(input, negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x where x > 0, else alpha (eˣ - 1)."""
+    if inplace:
+        return _overwrite(elu, input, alpha)
+    return ops.elementwise.elu(input, alpha)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """x σ(x)."""
+    if inplace:
+        return _overwrite(silu, input)
+    return ops.elementwise.silu(input)
+
+
+class Hardtanh(Node):
+    """dy/dx = 1 strictly between the bounds, else 0."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Tensor:
+        x, low, high = self.saved
+        inside = (x.array > low) & (x.array < high)
+        return where(wrap(inside), grad, 0.0)  # type: ignore[no-any-return]
+
+
+def hardtanh(
+    input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Tensor:
+    """min(max(x, min_val), max_val); the gradient is 0 at the bounds too."""
+    if inplace:
+        return _overwrite(hardtanh, input, min_val, max_val)
+    x = _floating("hardtanh", input)
+    if min_val > max_val:
+        raise ValueError(f"hardtanh: min_val {min_val} must not exceed max_val {max_val}")
+    with no_grad():
+        y = clamp(x, min_val, max_val)
+    return record(Hardtanh, y.array, (input,), (input, min_val, max_val))  # type: ignore[no-any-return]
+
+
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
+    """min(max(x, 0), 6)."""
+    return hardtanh(input, 0.0, 6.0, inplace)
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """min(max(x + 3, 0), 6) / 6. Howard et al. 2019."""
+    if inplace:
+        return _overwrite(hardsigmoid, input)
+    return relu6(_floating("hardsigmoid", input) + 3.0) / 6.0
+
+
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
+    """x min(max(x + 3, 0), 6) / 6. Howard et al. 2019."""
+    if inplace:
+        return _overwrite(hardswish, input)
+    x = _floating("hardswish", input)
+    middle = where(x <= 3.0, x * (x + 3.0) / 6.0, x)
+    return where(x < -3.0, 0.0, middle)
+
+
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """x tanh(log(1 + eˣ)). Misra 2019."""
+    if inplace:
+        return _overwrite(mish, input)
+    x = _floating("mish", input)
+    return x * tanh(-logsigmoid(-x))
+
+
+_SELU_SCALE = 1.0507009873554804934193349852946
+_SELU_ALPHA = 1.6732632423543772848170429916717
+
+
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    """λ elu(x, α) with fixed λ, α. Klambauer et al. 2017."""
+    if inplace:
+        return _overwrite(selu, input)
+    return elu(_floating("selu", input), _SELU_ALPHA) * _SELU_SCALE
+
+
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x where x > 0, else alpha (exp(x / alpha) - 1). Barron 2017."""
+    if inplace:
+        return _overwrite(celu, input, alpha)
+    if alpha == 0:
+        raise ValueError("celu: alpha must not be 0")
+    return elu(_floating("celu", input) / alpha) * alpha
+
+
+def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    """x where x > threshold, else value."""
+    return _overwrite(_threshold, input, threshold, value) if inplace else _threshold(
+        input, threshold, value
+    )
+
+
+def _threshold(input: Tensor, limit: float, value: float) -> Tensor:
+    x = _floating("threshold", input)
+    return where(x <= limit, value, x)  # type: ignore[no-any-return]
+
+
+def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """x where |x| > lambd, else 0."""
+    x = _floating("hardshrink", input)
+    return where((x <= lambd) & (x >= -lambd), 0.0, x)  # type: ignore[no-any-return]
+
+
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """x moved towards 0 by lambd, but not past it."""
+    x = _floating("softshrink", input)
+    if lambd < 0:
+        raise ValueError(f"softshrink: lambd must not be negative, got {lambd}")
+    low = where(x < -lambd, x + lambd, x * 0.0)
+    return where(x > lambd, x - lambd, low)  # type: ignore[no-any-return]
+
+
+def softsign(input: Tensor) -> Tensor:
+    """x / (1 + |x|)."""
+    x = _floating("softsign", input)
+    return x / (x.abs() + 1.0)
+
+
+def tanhshrink(input: Tensor) -> Tensor:
+    """x - tanh(x)."""
+    return _floating("tanhshrink", input) - tanh(input)
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """x where x > 0, else weight x. weight: one element, or one per channel (dim 1).
+
+    Raises RuntimeError if weight has another number of elements. He et al. 2015.
+    """
+    x, slope = _floating("prelu", input), _tensor("prelu", "weight", weight)
+    if slope.numel() != 1:
+        channels = x.shape[1] if x.ndim > 1 else 1
+        if slope.ndim != 1 or slope.numel() != channels:
+            raise RuntimeError(
+                f"prelu: weight must have 1 element or one per channel ({channels}), got shape "
+                f"{list(slope.shape)} for an input of shape {list(x.shape)}"
+            )
+        slope = slope.reshape(channels, *[1] * (x.ndim - 2))
+    elif slope.ndim:
+        slope = slope.reshape(())
+    return where(x > 0, x, slope * x)  # type: ignore[no-any-return]
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """a σ(b), a and b the halves of x along dim. Dauphin et al. 2017.
+
+    Raises RuntimeError if the size of dim is odd.
+    """
+    x = _floating("glu", input)
+    if not -x.ndim <= dim < x.ndim:
+        raise IndexError(f"glu: dim {dim} is out of range for shape {list(x.shape)}")
+    if x.shape[dim] % 2:
+        raise RuntimeError(
+            f"glu: the size of dim {dim} must be even, got {x.shape[dim]} in shape {list(x.shape)}"
+        )
+    half = x.shape[dim] // 2
+    result: Tensor = x.narrow(dim, 0, half) * sigmoid(x.narrow(dim, half, half))
+    return result
+
+
+def _softmax_dim(name: str, ndim: int) -> int:
+    warnings.warn(
+        f"Implicit dimension choice for {name} has been deprecated. Change the call to include "
+        "dim=X as an argument.",
+        stacklevel=4,
+    )
+    return 0 if ndim in (0, 1, 3) else 1
+
+
+def softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Tensor:
+    """exp(x) / sum of exp(x) along dim; dtype: cast the input first. D2L section 4.1."""
+    x = _tensor("softmax", "input", input)
+    if dtype is not None:
+        x = x.to(dtype)
+    return ops.softmax.softmax(x, _softmax_dim("softmax", x.ndim) if dim is None else dim)
+
+
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Tensor:
+    """x - log of the sum of exp(x) along dim; dtype: cast the input first."""
+    x = _tensor("log_softmax", "input", input)
+    if dtype is not None:
+        x = x.to(dtype)
+    return ops.softmax.log_softmax(x, _softmax_dim("log_softmax", x.ndim) if dim is None else dim)
+
+
+def softmin(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Tensor:
+    """softmax(-x) along dim."""
+    return softmax(-_tensor("softmin", "input", input), dim, dtype=dtype)
+
+
+# ---- products and distances ----
+
+
+def bilinear(
+    input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """y_o = x1ᵀ W_o x2 + b_o for x1 [*, I], x2 [*, J], weight [O, I, J], bias [O].
+
+    Raises RuntimeError if sizes do not fit.
+    """
+    x1, x2 = _tensor("bilinear", "input1", input1), _tensor("bilinear", "input2", input2)
+    w = _tensor("bilinear", "weight", weight)
+    sizes = (w.shape[1:2], w.shape[2:3]) if w.ndim == 3 else ((), ())
+    if w.ndim != 3 or (x1.shape[-1:], x2.shape[-1:]) != sizes or x1.shape[:-1] != x2.shape[:-1]:
+        raise RuntimeError(
+            "bilinear: expected input1 [*, I], input2 [*, J] and weight [O, I, J], got "
+            f"{list(x1.shape)}, {list(x2.shape)} and {list(w.shape)}"
+        )
+    out, first, second = w.shape
+    products = x1 @ w.permute(1, 0, 2).reshape(first, out * second)
+    products = products.reshape(*x1.shape[:-1], out, second)
+    y: Tensor = (products @ x2.unsqueeze(-1)).squeeze(-1)
+    return y if bias is None else y + bias
+
+
+def normalize(
+    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
+) -> Tensor:
+    """x / max(‖x‖_p, eps) along dim."""
+    x = _floating("normalize", input)
+    result: Tensor = x / x.norm(p, dim, keepdim=True).clamp(min=eps)
+    return result
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """x1 · x2 / (max(‖x1‖, eps) max(‖x2‖, eps)) along dim, broadcast."""
+    a, b = _floating("cosine_similarity", x1), _floating("cosine_similarity", x2)
+    a, b = ops.shape.broadcast_tensors(a, b)
+    lengths = a.norm(2, dim).clamp(min=eps) * b.norm(2, dim).clamp(min=eps)
+    result: Tensor = (a * b).sum(dim) / lengths
+    return result
+
+
+def pairwise_distance(
+    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Tensor:
+    """‖x1 - x2 + eps‖_p along the last dim."""
+    difference = _floating("pairwise_distance", x1) - _floating("pairwise_distance", x2)
+    result: Tensor = (difference + eps).norm(p, -1, keepdim=keepdim)
+    return result
+
+
+# ---- lookup ----
+
+
+def _indices(name: str, input: Any) -> Tensor:
+    tensor = _tensor(name, "input", input)
+    if tensor.dtype.kind not in "iu":
+        raise TypeError(f"{name}: input must hold integers, got {tensor.dtype}")
+    return tensor
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """y[..., c] = 1 where tensor[...] = c, else 0: int64 [*, num_classes]. D2L section 4.1.
+
+    num_classes: -1 takes the largest value plus one. Raises IndexError for a value outside
+    0 … num_classes - 1 and TypeError if tensor does not hold integers.
+    """
+    index = _indices("one_hot", tensor).array
+    if isinstance(num_classes, bool) or not isinstance(num_classes, (int, np.integer)):
+        raise TypeError(f"one_hot: num_classes must be an int, got {type(num_classes).__name__}")
+    if num_classes == -1:
+        if index.size == 0:
+            raise ValueError("one_hot: num_classes must be given for an empty tensor")
+        num_classes = int(index.max()) + 1
+    if num_classes < 1:
+        raise ValueError(f"one_hot: num_classes must be positive or -1, got {num_classes}")
+    _check_range("one_hot", index, num_classes)
+    y = np.zeros((*index.shape, num_classes), np.int64)
+    np.put_along_axis(y, index[..., None].astype(np.int64), 1, axis=-1)
+    return wrap(y)  # type: ignore[no-any-return]
+
+
+def _check_range(name: str, index: Any, count: int) -> None:
+    if index.size and (index.min() < 0 or index.max() >= count):
+        wrong = index[(index < 0) | (index >= count)].flat[0]
+        raise IndexError(f"{name}: index {wrong} is out of range, expected 0 to {count - 1}")
+
+
+class ScaleGradient(Node):
+    """Identity whose gradient is multiplied by a constant; where that is 0, whatever comes in."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Tensor:
+        scale = self.saved[0]
+        return where(scale != 0, grad * scale, 0.0)  # type: ignore[no-any-return]
+
+
+def _limit_norms(weight: Tensor, index: Any, max_norm: float, norm_type: float) -> None:
+    """Rescales the rows of `weight` that are looked up to at most max_norm, in place."""
+    rows = np.unique(index)
+    with no_grad():
+        values = weight.array[rows]
+        norms = np.linalg.norm(values, norm_type, axis=1, keepdims=True)
+        factors = np.where(norms > max_norm, max_norm / (norms + 1e-7), 1)
+        weight[wrap(rows)] = wrap((values * factors).astype(values.dtype))
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """y[..., :] = weight[input[...], :] for weight [N, D]. D2L section 15.4.
+
+    padding_idx: this row gets no gradient. max_norm: rows looked up are first rescaled in place.
+    scale_grad_by_freq: a row's gradient is divided by its number of lookups. Raises IndexError for
+    an index outside 0 … N - 1 and TypeError if input does not hold integers.
+    """
+    index = _indices("embedding", input)
+    table = _tensor("embedding", "weight", weight)
+    if sparse:
+        raise NotImplementedError("embedding: sparse gradients are not supported")
+    if table.ndim != 2:
+        raise RuntimeError(f"embedding: weight must have 2 dims, got shape {list(table.shape)}")
+    count = table.shape[0]
+    _check_range("embedding", index.array, count)
+    if padding_idx is not None and not -count <= padding_idx < count:
+        raise IndexError(f"embedding: padding_idx {padding_idx} is out of range for {count} rows")
+    if max_norm is not None:
+        _limit_norms(table, index.array, max_norm, norm_type)
+    y = table[index]
+    if padding_idx is None and not scale_grad_by_freq:
+        return y  # type: ignore[no-any-return]
+    scale = np.ones(count, table.dtype)
+    if scale_grad_by_freq:
+        scale /= np.maximum(np.bincount(index.array.reshape(-1), minlength=count), 1)
+    if padding_idx is not None:
+        scale[padding_idx] = 0
+    factors = wrap(scale[index.array][..., None])
+    return record(ScaleGradient, y.array, (y,), (factors,))  # type: ignore[no-any-return]
+
+
+# ---- padding ----
+
+
+def _pad_pairs(input: Tensor, pad: Sequence[int]) -> list[tuple[int, int]]:
+    """(before, after) per dim of input, from PyTorch's list that starts at the last dim."""
+    if not isinstance(pad, (tuple, list)) or not all(
+        isinstance(p, (int, np.integer)) and not isinstance(p, bool) for p in pad
+    ):
+        raise TypeError(f"pad: pad must be a sequence of ints, got {pad!r}")
+    if len(pad) % 2 or len(pad) > 2 * input.ndim:
+        raise ValueError(
+            f"pad: expected an even number of at most {2 * input.ndim} paddings for an input of "
+            f"shape {list(input.shape)}, got {len(pad)}"
+        )
+    pairs = [(int(pad[i]), int(pad[i + 1])) for i in range(0, len(pad), 2)]
+    pairs += [(0, 0)] * (input.ndim - len(pairs))
+    return pairs[::-1]
+
+
+class ConstantPad(Node):
+    """Its adjoint takes away what it added, which is padding by the negative amounts."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Tensor:
+        return pad(grad, self.saved[0])
+
+
+def _constant_pad(input: Tensor, pad: Sequence[int], value: float) -> Tensor:
+    pairs = _pad_pairs(input, pad)
+    x = input.array
+    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs, strict=True))
+    if any(n < 0 for n in shape):
+        raise RuntimeError(
+            f"pad: padding {list(pad)} takes more from shape {list(x.shape)} than there is"
+        )
+    y = empty(shape, x.dtype, x)
+    y[...] = value
+    inner, source = [], []
+    for n, (before, after) in zip(x.shape, pairs, strict=True):
+        inner.append(slice(max(before, 0), max(before, 0) + n + min(before, 0) + min(after, 0)))
+        source.append(slice(max(-before, 0), n - max(-after, 0)))
+    y[tuple(inner)] = x[tuple(source)]
+    return record(ConstantPad, y, (input,), ([-p for p in pad],))  # type: ignore[no-any-return]
+
+
+def _padded_index(mode: str, size: int, before: int, after: int) -> Any:
+    """Per position of the padded dim, the position in the input that it shows."""
+    index = np.arange(-before, size + after)
+    limit = {"reflect": size - 1, "circular": size}.get(mode)
+    if limit is not None and (before > limit or after > limit):
+        raise RuntimeError(
+            f"pad: {mode} padding must be at most {limit} for a dim of size {size}, got "
+            f"({before}, {after})"
+        )
+    if size == 0 and len(index) > 0:
+        raise RuntimeError(f"pad: {mode} padding needs a dim that is not empty")
+    if mode == "replicate":
+        return np.clip(index, 0, size - 1)
+    if mode == "circular":
+        return index % size
+    folded = np.abs(index)
+    return np.where(folded >= size, 2 * (size - 1) - folded, folded)
+
+
+def pad(
+    input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
+    """`input` with pad[0] and pad[1] elements put before and after its last dim, pad[2] and pad[3]
+    before and after the one before it, and so on; negative amounts take elements away.
+
+    mode: "constant" (filled with value, default 0), "reflect", "replicate" or "circular"; the last
+    three pad up to all but the first dim. Raises ValueError for an unknown mode or a wrong number
+    of paddings, RuntimeError for paddings that the sizes do not allow.
+    """
+    x = _tensor("pad", "input", input)
+    if mode == "constant":
+        return _constant_pad(x, pad, 0.0 if value is None else value)
+    if mode not in ("reflect", "replicate", "circular"):
+        raise ValueError(
+            "pad: mode must be 'constant', 'reflect', 'replicate' or 'circular', got " f"{mode!r}"
+        )
+    if value is not None and value != 0:
+        raise ValueError(f"pad: mode {mode!r} takes no value, got {value}")
+    for dim, (before, after) in enumerate(_pad_pairs(x, pad)):
+        if before or after:
+            index = _padded_index(mode, x.shape[dim], before, after)
+            x = x.index_select(dim, wrap(index))
+    return x
