@@ -1,4 +1,4 @@
-"""Neural network layers under PyTorch's names: ``grebe.nn.Linear``, ``grebe.nn.functional`` …"""
+"""Neural network layers under PyTorch's names: ``grebe.nn.Linear``, ``grebe.nn.functional``."""
 
 from . import functional, init, modules, parameter, utils
 from .modules import *  # noqa: F403

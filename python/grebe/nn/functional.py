@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from .._cpu import Node, TensorBase, record, wrap
+from .._cpu import Node, record, wrap
 from ..autograd import grad_enabled, no_grad
 from ..backend import empty
 from ..dtypes import is_floating
 from ..ops.conv import conv1d, conv2d, conv_transpose2d
 from ..ops.dropout import dropout, dropout1d, dropout2d
-from ..ops.elementwise import clamp, exp, gelu, logsigmoid, minimum, sigmoid, tanh, where
+from ..ops.elementwise import clamp, gelu, logsigmoid, sigmoid, tanh, where
 from ..ops.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -151,7 +151,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
-    """x σ(x)."""
+    """x sigmoid(x)."""
     if inplace:
         return _overwrite(silu, input)
     return ops.elementwise.silu(input)
@@ -216,7 +216,7 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
-    """λ elu(x, α) with fixed λ, α. Klambauer et al. 2017."""
+    """scale * elu(x, alpha) with fixed scale and alpha. Klambauer et al. 2017."""
     if inplace:
         return _overwrite(selu, input)
     return elu(_floating("selu", input), _SELU_ALPHA) * _SELU_SCALE
@@ -233,8 +233,10 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """x where x > threshold, else value."""
-    return _overwrite(_threshold, input, threshold, value) if inplace else _threshold(
-        input, threshold, value
+    return (
+        _overwrite(_threshold, input, threshold, value)
+        if inplace
+        else _threshold(input, threshold, value)
     )
 
 
@@ -289,7 +291,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
-    """a σ(b), a and b the halves of x along dim. Dauphin et al. 2017.
+    """a sigmoid(b), a and b the halves of x along dim. Dauphin et al. 2017.
 
     Raises RuntimeError if the size of dim is odd.
     """
@@ -344,9 +346,7 @@ def softmin(
 # ---- products and distances ----
 
 
-def bilinear(
-    input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y_o = x1ᵀ W_o x2 + b_o for x1 [*, I], x2 [*, J], weight [O, I, J], bias [O].
 
     Raises RuntimeError if sizes do not fit.
@@ -569,7 +569,7 @@ def pad(
         return _constant_pad(x, pad, 0.0 if value is None else value)
     if mode not in ("reflect", "replicate", "circular"):
         raise ValueError(
-            "pad: mode must be 'constant', 'reflect', 'replicate' or 'circular', got " f"{mode!r}"
+            f"pad: mode must be 'constant', 'reflect', 'replicate' or 'circular', got {mode!r}"
         )
     if value is not None and value != 0:
         raise ValueError(f"pad: mode {mode!r} takes no value, got {value}")

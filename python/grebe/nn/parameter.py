@@ -91,6 +91,7 @@ class _Uninitialized(Tensor):
 
     @property
     def array(self) -> Any:
+        """There is none yet: raises ValueError."""
         raise ValueError(
             f"an {type(self).__name__} has no shape or values yet: run a forward pass through the "
             "lazy module first, so that it can infer them, or call materialize(shape)"
@@ -102,10 +103,12 @@ class _Uninitialized(Tensor):
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The dtype that the tensor will have."""
         return _raw.__get__(self).dtype[0]  # type: ignore[no-any-return]
 
     @property
     def data(self) -> Tensor:
+        """Self: there is no history."""
         return self
 
     @data.setter
@@ -128,9 +131,11 @@ class _Uninitialized(Tensor):
         return self._twin(sample.dtype)
 
     def float(self) -> Any:
+        """The same as float32."""
         return self.to(np.dtype(np.float32))
 
     def double(self) -> Any:
+        """The same as float64."""
         return self.to(np.dtype(np.float64))
 
     def _twin(self, dtype: np.dtype[Any]) -> Any:

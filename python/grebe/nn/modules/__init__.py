@@ -21,6 +21,7 @@ from .container import *  # noqa: F403
 from .conv import *  # noqa: F403
 from .dropout import *  # noqa: F403
 from .flatten import *  # noqa: F403
+from .lazy import *  # noqa: F403
 from .linear import *  # noqa: F403
 from .loss import *  # noqa: F403
 from .module import *  # noqa: F403
@@ -35,6 +36,7 @@ __all__ = [
     *conv.__all__,
     *dropout.__all__,
     *flatten.__all__,
+    *lazy.__all__,
     *linear.__all__,
     *loss.__all__,
     *module.__all__,

@@ -16,6 +16,7 @@ __all__ = [
     "ELU",
     "GELU",
     "GLU",
+    "SELU",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
@@ -26,7 +27,6 @@ __all__ = [
     "PReLU",
     "ReLU",
     "ReLU6",
-    "SELU",
     "SiLU",
     "Sigmoid",
     "Softmax",
@@ -65,7 +65,7 @@ class ReLU6(_InPlace):
 
 
 class SiLU(_InPlace):
-    """x σ(x), also called swish."""
+    """x sigmoid(x), also called swish."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.silu(input, self.inplace)
@@ -93,7 +93,7 @@ class Hardsigmoid(_InPlace):
 
 
 class SELU(_InPlace):
-    """λ (max(x, 0) + min(α (eˣ - 1), 0)) with the fixed λ, α of Klambauer et al. 2017."""
+    """Scaled `ELU` with the fixed scale and alpha of Klambauer et al. 2017."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.selu(input, self.inplace)
@@ -154,9 +154,7 @@ class Threshold(Module):
 class Hardtanh(Module):
     """min(max(x, min_val), max_val)."""
 
-    def __init__(
-        self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-    ) -> None:
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
         if real("Hardtanh", "max_val", max_val) <= real("Hardtanh", "min_val", min_val):
             raise ValueError(
@@ -292,7 +290,7 @@ class Softmax2d(Module):
 
 
 class GLU(Module):
-    """a σ(b), a and b the halves of x along dim."""
+    """a sigmoid(b), a and b the halves of x along dim."""
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()

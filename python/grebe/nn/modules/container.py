@@ -171,7 +171,9 @@ class ModuleList(_List):
         if not runs:
             return f"{self._get_name()}()"
         lines = [
-            f"({first}): {text}" if first == last else f"({first}-{last}): {last - first + 1} x {text}"
+            f"({first}): {text}"
+            if first == last
+            else f"({first}-{last}): {last - first + 1} x {text}"
             for first, last, text in runs
         ]
         body = "\n  ".join(_indent(line) for line in lines)
@@ -184,8 +186,8 @@ def _pairs(owner: str, items: Any) -> list[tuple[str, Any]]:
         return list(items.items())
     if not isinstance(items, Iterable):
         raise TypeError(
-            f"{owner}.update should be called with a mapping or an iterable of key/value pairs, but "
-            f"got {type(items).__name__}"
+            f"{owner}.update should be called with a mapping or an iterable of key/value pairs, "
+            f"but got {type(items).__name__}"
         )
     pairs: list[tuple[str, Any]] = []
     for position, item in enumerate(items):

@@ -111,7 +111,8 @@ class LazyLinear(LazyModuleMixin, Linear):
 class Bilinear(Module):
     """y_o = x1ᵀ W_o x2 + b_o for x1 [*, in1_features] and x2 [*, in2_features].
 
-    weight [out_features, in1_features, in2_features]; drawn from U(-k, k), k = 1/sqrt(in1_features).
+    weight [out_features, in1_features, in2_features]; drawn from U(-k, k),
+    k = 1 / sqrt(in1_features).
     """
 
     bias: Parameter | None

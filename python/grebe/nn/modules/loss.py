@@ -84,8 +84,7 @@ class CrossEntropyLoss(_WeightedLoss):
         self.ignore_index = whole("CrossEntropyLoss", "ignore_index", ignore_index, -(2**63))
         if not 0 <= real("CrossEntropyLoss", "label_smoothing", label_smoothing) <= 1:
             raise ValueError(
-                "CrossEntropyLoss: label_smoothing must be between 0 and 1, got "
-                f"{label_smoothing}"
+                f"CrossEntropyLoss: label_smoothing must be between 0 and 1, got {label_smoothing}"
             )
         self.label_smoothing = label_smoothing
 

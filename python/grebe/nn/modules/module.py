@@ -1,8 +1,8 @@
 """Module: the base class of layers and models. D2L section 6.1.
 
 A module is a plain object: its parameters, buffers and child modules are ordinary attributes, and
-one dict, `_kinds`, tells in order of registration which attributes are what. Reading ``self.weight``
-therefore costs what any attribute costs, and a call without hooks is one test and one call.
+one dict, `_kinds`, tells in order of registration which attributes are what. So reading a weight
+costs what reading any attribute costs, and a call without hooks is one test and one call.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..._cpu import Node, TensorBase, share, wrap
-from ...backend import bfloat16
 from ...autograd import RemovableHandle, add_hook, no_grad, record_many
+from ...backend import bfloat16
 from ...tensor import Tensor, check_device, device
 from ..parameter import Buffer, Parameter, is_lazy
 
@@ -278,9 +278,7 @@ class Module:
             name_error(error, self)
             raise
 
-    def _call_with_hooks(
-        self, hooks: _Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _call_with_hooks(self, hooks: _Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         called: set[int] = set()
         try:
             args, kwargs = self._run_pre_hooks(hooks, args, kwargs)
@@ -351,9 +349,7 @@ class Module:
         """
         return _register(self._own_hooks().forward, (hook, with_kwargs, always_call), prepend)
 
-    def register_full_backward_pre_hook(
-        self, hook: Hook, prepend: bool = False
-    ) -> RemovableHandle:
+    def register_full_backward_pre_hook(self, hook: Hook, prepend: bool = False) -> RemovableHandle:
         """Calls ``hook(module, grad_output)`` when the gradients of the outputs are known.
 
         It may return other gradients.

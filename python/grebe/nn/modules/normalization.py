@@ -43,7 +43,10 @@ class LayerNorm(Module):
         real("LayerNorm", "eps", eps)
         self.eps, self.elementwise_affine = eps, bool(elementwise_affine)
         wanted = factory("LayerNorm", device, dtype)
-        for name, present in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
+        for name, present in (
+            ("weight", elementwise_affine),
+            ("bias", elementwise_affine and bias),
+        ):
             value = Parameter(empty(self.normalized_shape, dtype=wanted)) if present else None
             self.register_parameter(name, value)
         self.reset_parameters()
