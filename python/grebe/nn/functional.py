@@ -24,15 +24,18 @@ from ..ops.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     cross_entropy,
+    hinge_embedding_loss,
     huber_loss,
     kl_div,
     l1_loss,
+    margin_ranking_loss,
     mse_loss,
     nll_loss,
+    poisson_nll_loss,
     smooth_l1_loss,
 )
 from ..ops.matmul import linear
-from ..ops.norm import batch_norm, layer_norm
+from ..ops.norm import batch_norm, group_norm, instance_norm, layer_norm
 from ..ops.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -69,11 +72,14 @@ __all__ = [
     "embedding",
     "gelu",
     "glu",
+    "group_norm",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "hinge_embedding_loss",
     "huber_loss",
+    "instance_norm",
     "kl_div",
     "l1_loss",
     "layer_norm",
@@ -81,6 +87,7 @@ __all__ = [
     "linear",
     "log_softmax",
     "logsigmoid",
+    "margin_ranking_loss",
     "max_pool1d",
     "max_pool2d",
     "mish",
@@ -90,6 +97,7 @@ __all__ = [
     "one_hot",
     "pad",
     "pairwise_distance",
+    "poisson_nll_loss",
     "prelu",
     "relu",
     "relu6",
@@ -316,31 +324,31 @@ def _softmax_dim(name: str, ndim: int) -> int:
     return 0 if ndim in (0, 1, 3) else 1
 
 
+def _along_dim(name: str, function: Any, input: Tensor, dim: int | None, dtype: Any) -> Tensor:
+    x = _tensor(name, "input", input)
+    result: Tensor = function(x, _softmax_dim(name, x.ndim) if dim is None else dim, dtype=dtype)
+    return result
+
+
 def softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
     """exp(x) / sum of exp(x) along dim; dtype: cast the input first. D2L section 4.1."""
-    x = _tensor("softmax", "input", input)
-    if dtype is not None:
-        x = x.to(dtype)
-    return ops.softmax.softmax(x, _softmax_dim("softmax", x.ndim) if dim is None else dim)
+    return _along_dim("softmax", ops.softmax.softmax, input, dim, dtype)
 
 
 def log_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
     """x - log of the sum of exp(x) along dim; dtype: cast the input first."""
-    x = _tensor("log_softmax", "input", input)
-    if dtype is not None:
-        x = x.to(dtype)
-    return ops.softmax.log_softmax(x, _softmax_dim("log_softmax", x.ndim) if dim is None else dim)
+    return _along_dim("log_softmax", ops.softmax.log_softmax, input, dim, dtype)
 
 
 def softmin(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
     """softmax(-x) along dim."""
-    return softmax(-_tensor("softmin", "input", input), dim, dtype=dtype)
+    return _along_dim("softmin", ops.softmax.softmin, input, dim, dtype)
 
 
 # ---- products and distances ----
