@@ -105,7 +105,7 @@ def test_writing_through_the_member_views() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
-        ("a.b", KeyError, 'can\'t contain "."'),
+        ("a.b", KeyError, 'contain "."'),
         ("", KeyError, "empty string"),
         (3, TypeError, "should be a string. Got int"),
         ("forward", KeyError, "attribute 'forward' already exists"),
@@ -374,7 +374,8 @@ def test_forward_hooks() -> None:
     seen: list[Any] = []
     first = m.register_forward_pre_hook(lambda module, args: (args[0] * 0,))
     second = m.register_forward_hook(lambda module, args, out: seen.append(args) or out + 1)
-    assert equal(m(x), m.bias + 1) and equal(seen[0][0], x * 0)
+    assert np.allclose(m(x).detach().numpy(), m.bias.detach().numpy() + 1)
+    assert equal(seen[0][0], x * 0)
     first.remove()
     assert equal(m(x), plain + 1)
     second.remove()

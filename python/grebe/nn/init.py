@@ -162,12 +162,6 @@ def trunc_normal_(
         raise ValueError(
             f"trunc_normal_: expected a < b and std > 0, got a={a}, b={b} and std={std}"
         )
-    if mean < a - 2 * std or mean > b + 2 * std:
-        warnings.warn(
-            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
-            "The distribution of values may be incorrect.",
-            stacklevel=3,
-        )
     low, high = (a - mean) / std, (b - mean) / std
     flipped = low > 0  # the lower tail holds more digits than the upper one
     if flipped:

@@ -106,7 +106,7 @@ class Sequential(_List):
     def forward(self, input: Any) -> Any:
         members = self.__dict__
         for name, kind in self._kinds.items():
-            if kind is MODULE:
+            if kind == MODULE:
                 input = members[name](input)
         return input
 
