@@ -151,7 +151,7 @@ def test_get_by_path() -> None:
     assert m.get_buffer("steps") is m.steps
     with pytest.raises(AttributeError, match="Sequential has no attribute `7`"):
         m.get_submodule("net.7")
-    with pytest.raises(AttributeError, match="`steps` is not an nn.Parameter"):
+    with pytest.raises(AttributeError, match=r"`steps` is not an nn\.Parameter"):
         m.get_parameter("steps")
     with pytest.raises(AttributeError, match="`scale` is not a buffer"):
         m.get_buffer("scale")
@@ -471,7 +471,7 @@ def test_errors_of_other_kinds_are_left_alone() -> None:
         def forward(self) -> Any:
             raise KeyError("key")
 
-    with pytest.raises(KeyError, match="^'key'$"):
+    with pytest.raises(KeyError, match=r"^'key'$"):
         nn.Sequential(Odd())[0]()
 
 

@@ -241,7 +241,8 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     per_group = out // groups
     for group in range(groups):
         for channel in range(min(per_group, channels)):
-            tensor.array[(group * per_group + channel, channel, *centre)] = 1
+            position = (group * per_group + channel, channel, *centre)
+            tensor.array[position] = 1
     return tensor
 
 

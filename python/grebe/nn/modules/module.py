@@ -134,7 +134,7 @@ def name_error(error: Exception, module: Module) -> None:
             return
         path = f"{found[0]}.{path}" if path else found[0]
         error.args = (f"{path} ({kind}): {message}",)
-    error._where = (message, path, kind, id(module))  # type: ignore[attr-defined]
+    error.__dict__["_where"] = (message, path, kind, id(module))
 
 
 # ---- backward hooks ----
