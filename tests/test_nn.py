@@ -680,6 +680,26 @@ def test_old_loss_arguments_warn() -> None:
         assert nn.MSELoss(size_average=False).reduction == "sum"
 
 
+# ---- parameters as one vector ----
+
+
+def test_parameters_as_vector() -> None:
+    m = Net()
+    vector = nn.utils.parameters_to_vector(m.parameters())
+    assert vector.shape == (sum(p.numel() for p in m.parameters()),)
+    (vector * vector).sum().backward()
+    assert equal(m.net[0].weight.grad, m.net[0].weight * 2)
+    nn.utils.vector_to_parameters(vector.detach() * 0 + 3, m.parameters())
+    assert all((p.detach().numpy() == 3).all() for p in m.parameters())
+    assert all(p.is_leaf for p in m.parameters())
+    with pytest.raises(ValueError, match="at least one"):
+        nn.utils.parameters_to_vector([])
+    with pytest.raises(ValueError, match=r"vector of 24 elements, got shape \[3\]"):
+        nn.utils.vector_to_parameters(grebe.ones(3), m.parameters())
+    with pytest.raises(TypeError, match="got list"):
+        nn.utils.vector_to_parameters([1.0], m.parameters())  # type: ignore[arg-type]
+
+
 # ---- functions composed here ----
 
 

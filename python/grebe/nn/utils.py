@@ -1,4 +1,4 @@
-"""Gradient clipping. D2L section 9.5.3."""
+"""Gradient clipping (D2L section 9.5.3), and parameters as one vector."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from .. import _cpu
+from ..autograd import no_grad
 from ..backend import Array, kernels
+from ..ops.shape import cat
 from ..optim.optimizer import is_dense
 from ..tensor import Tensor
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
+__all__ = [
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "get_total_norm",
+    "parameters_to_vector",
+    "vector_to_parameters",
+]
 
 
 def _grads(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -145,3 +153,37 @@ def clip_grad_value_(
         _cpu.bump(grad)
     if fast:
         kernels(fast[0]).clamp_tensors(fast, -limit, limit)
+
+
+def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
+    """All elements of the parameters in one dimension, differentiable.
+
+    Raises ValueError if there are none.
+    """
+    flat = [parameter.reshape(-1) for parameter in parameters]
+    if not flat:
+        raise ValueError("parameters_to_vector: expected at least one parameter")
+    return cat(flat)
+
+
+def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Makes consecutive slices of `vec` the values of the parameters, cast to their dtypes.
+
+    Raises TypeError if `vec` is no Tensor and ValueError unless it has one dimension and exactly as
+    many elements as the parameters together.
+    """
+    if not isinstance(vec, Tensor):
+        raise TypeError(f"vector_to_parameters: vec must be a Tensor, got {type(vec).__name__}")
+    targets = list(parameters)
+    wanted = sum(target.numel() for target in targets)
+    if vec.ndim != 1 or vec.numel() != wanted:
+        raise ValueError(
+            f"vector_to_parameters: expected a vector of {wanted} elements, got shape "
+            f"{list(vec.shape)}"
+        )
+    start = 0
+    with no_grad():
+        for target in targets:
+            stop = start + target.numel()
+            target.copy_(vec[start:stop].reshape(target.shape))
+            start = stop

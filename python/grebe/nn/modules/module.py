@@ -7,23 +7,22 @@ costs what reading any attribute costs, and a call without hooks is one test and
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..._cpu import Node, TensorBase, share, wrap
-from ...autograd import RemovableHandle, add_hook, no_grad, record_many
+from ..._cpu import TensorBase, wrap
+from ...autograd import RemovableHandle, no_grad
 from ...backend import bfloat16
 from ...tensor import Tensor, check_device, device
 from ..parameter import Buffer, Parameter, is_lazy
+from .hooks import NO_HOOKS, BackwardHooks, Hook, Hooks, register
 
 __all__ = ["Module"]
 
 T = TypeVar("T", bound="Module")
-Hook = Callable[..., Any]
 
 PARAMETER = "parameter"
 BUFFER = "buffer"
@@ -46,33 +45,6 @@ class IncompatibleKeys(NamedTuple):
             f"IncompatibleKeys(missing_keys={self.missing_keys}, "
             f"unexpected_keys={self.unexpected_keys})"
         )
-
-
-class _Hooks:
-    """The hooks of one module, each dict by handle id. Made when the first one is registered."""
-
-    def __init__(self) -> None:
-        self.forward_pre: dict[int, tuple[Hook, bool]] = {}  # hook, with_kwargs
-        self.forward: dict[int, tuple[Hook, bool, bool]] = {}  # hook, with_kwargs, always_call
-        self.backward_pre: dict[int, Hook] = {}
-        self.backward: dict[int, Hook] = {}
-        self.state_dict_pre: dict[int, Hook] = {}
-        self.state_dict: dict[int, Hook] = {}
-        self.load_pre: dict[int, Hook] = {}
-        self.load: dict[int, Hook] = {}
-
-
-_NO_HOOKS = _Hooks()
-
-
-def _register(hooks: dict[int, Any], hook: Any, prepend: bool = False) -> RemovableHandle:
-    handle = add_hook(hooks, hook)
-    if prepend:
-        others = [(key, value) for key, value in hooks.items() if key != handle.id]
-        for key, value in others:
-            del hooks[key]
-            hooks[key] = value
-    return handle
 
 
 class _Members(MutableMapping[str, Any]):
@@ -137,98 +109,6 @@ def name_error(error: Exception, module: Module) -> None:
     error.__dict__["_where"] = (message, path, kind, id(module))
 
 
-# ---- backward hooks ----
-
-
-class _HookNode(Node):
-    """Identity on several tensors; `saved[0]` sees all their gradients at once."""
-
-    __slots__ = ()
-
-    def backward(self, *gradients: Any) -> Any:
-        return self.saved[0](gradients)
-
-
-def _mark(values: tuple[Any, ...], callback: Callable[..., Any]) -> tuple[Any, ...] | None:
-    """`values`, the tensors that require grad behind one `_HookNode`. None: there is none."""
-    places = [i for i, v in enumerate(values) if isinstance(v, TensorBase) and v._requires_grad]
-    if not places:
-        return None
-    inputs = tuple(values[i] for i in places)
-
-    def spread(gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        every: list[Any] = [None] * len(values)
-        for place, gradient in zip(places, gradients, strict=True):
-            every[place] = gradient
-        changed = callback(tuple(every))
-        return tuple(changed[place] for place in places)
-
-    marked = record_many(_HookNode, [v.array for v in inputs], inputs, (spread,))
-    result = list(values)
-    for place, value in zip(places, marked, strict=True):
-        share(value, values[place])
-        result[place] = value
-    return tuple(result)
-
-
-class _BackwardHooks:
-    """Runs a module's backward hooks for one call: marks its inputs and outputs on the tape."""
-
-    def __init__(self, module: Module, hooks: _Hooks) -> None:
-        self.module, self.hooks = module, hooks
-        self.inputs = 0
-        self.inputs_marked = False
-        self.output_gradients: tuple[Any, ...] = ()
-
-    def mark_inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        marked = _mark(args, self._at_inputs)
-        self.inputs, self.inputs_marked = len(args), marked is not None
-        return args if marked is None else marked
-
-    def mark_outputs(self, result: Any) -> Any:
-        single = isinstance(result, TensorBase)
-        if not single and not isinstance(result, tuple):
-            warnings.warn(
-                f"backward hooks of {self.module._get_name()} are not called: its output should be "
-                f"a Tensor or a tuple of Tensors, got {type(result).__name__}",
-                stacklevel=4,
-            )
-            return result
-        marked = _mark((result,) if single else result, self._at_outputs)
-        if marked is None:
-            return result
-        return marked[0] if single else marked
-
-    def _at_outputs(self, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        for hook in list(self.hooks.backward_pre.values()):
-            changed = hook(self.module, gradients)
-            if changed is not None:
-                gradients = self._checked("backward_pre hook", changed, len(gradients))
-        self.output_gradients = gradients
-        if not self.inputs_marked:
-            self._run((None,) * self.inputs)
-        return gradients
-
-    def _at_inputs(self, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        return self._run(gradients)
-
-    def _run(self, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        for hook in list(self.hooks.backward.values()):
-            changed = hook(self.module, gradients, self.output_gradients)
-            if changed is not None:
-                gradients = self._checked("backward hook", changed, len(gradients))
-        return gradients
-
-    def _checked(self, name: str, changed: Any, count: int) -> tuple[Any, ...]:
-        changed = changed if isinstance(changed, tuple) else (changed,)
-        if len(changed) != count:
-            raise RuntimeError(
-                f"{name} of {self.module._get_name()} returned {len(changed)} gradients, "
-                f"expected {count}"
-            )
-        return changed
-
-
 # ---- the class ----
 
 
@@ -257,7 +137,7 @@ class Module:
 
     training: bool
     _version = 1
-    _hooks: _Hooks | None = None
+    _hooks: Hooks | None = None
     _kinds: dict[str, str]
 
     def __init__(self) -> None:
@@ -281,13 +161,13 @@ class Module:
             name_error(error, self)
             raise
 
-    def _call_with_hooks(self, hooks: _Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call_with_hooks(self, hooks: Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         called: set[int] = set()
         try:
             args, kwargs = self._run_pre_hooks(hooks, args, kwargs)
             marks = None
             if hooks.backward or hooks.backward_pre:
-                marks = _BackwardHooks(self, hooks)
+                marks = BackwardHooks(self, hooks)
                 args = marks.mark_inputs(args)
             result = self.forward(*args, **kwargs)
             for key, (hook, with_kwargs, _) in list(hooks.forward.items()):
@@ -304,7 +184,7 @@ class Module:
             raise
 
     def _run_pre_hooks(
-        self, hooks: _Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, hooks: Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for hook, with_kwargs in list(hooks.forward_pre.values()):
             if with_kwargs:
@@ -323,9 +203,9 @@ class Module:
                     args = changed if isinstance(changed, tuple) else (changed,)
         return args, kwargs
 
-    def _own_hooks(self) -> _Hooks:
+    def _own_hooks(self) -> Hooks:
         if self._hooks is None:
-            self._hooks = _Hooks()
+            self._hooks = Hooks()
         return self._hooks
 
     def register_forward_pre_hook(
@@ -335,7 +215,7 @@ class Module:
 
         with_kwargs: ``hook(module, args, kwargs)`` instead, which returns None or both.
         """
-        return _register(self._own_hooks().forward_pre, (hook, with_kwargs), prepend)
+        return register(self._own_hooks().forward_pre, (hook, with_kwargs), prepend)
 
     def register_forward_hook(
         self,
@@ -350,14 +230,14 @@ class Module:
         with_kwargs: ``hook(module, args, kwargs, output)``. always_call: also if forward raises,
         with output None.
         """
-        return _register(self._own_hooks().forward, (hook, with_kwargs, always_call), prepend)
+        return register(self._own_hooks().forward, (hook, with_kwargs, always_call), prepend)
 
     def register_full_backward_pre_hook(self, hook: Hook, prepend: bool = False) -> RemovableHandle:
         """Calls ``hook(module, grad_output)`` when the gradients of the outputs are known.
 
         It may return other gradients.
         """
-        return _register(self._own_hooks().backward_pre, hook, prepend)
+        return register(self._own_hooks().backward_pre, hook, prepend)
 
     def register_full_backward_hook(self, hook: Hook, prepend: bool = False) -> RemovableHandle:
         """Calls ``hook(module, grad_input, grad_output)`` when the inputs' gradients are known.
@@ -365,7 +245,7 @@ class Module:
         Both are tuples with one entry per positional input or per output, None where there is no
         gradient. It may return another grad_input.
         """
-        return _register(self._own_hooks().backward, hook, prepend)
+        return register(self._own_hooks().backward, hook, prepend)
 
     register_backward_hook = register_full_backward_hook
 
@@ -697,24 +577,24 @@ class Module:
 
     def register_state_dict_pre_hook(self, hook: Hook) -> RemovableHandle:
         """Calls ``hook(module, prefix, keep_vars)`` before `state_dict` collects."""
-        return _register(self._own_hooks().state_dict_pre, hook)
+        return register(self._own_hooks().state_dict_pre, hook)
 
     def register_state_dict_post_hook(self, hook: Hook) -> RemovableHandle:
         """Calls ``hook(module, state_dict, prefix, local_metadata)`` after `state_dict`.
 
         It may change the dict in place.
         """
-        return _register(self._own_hooks().state_dict, hook)
+        return register(self._own_hooks().state_dict, hook)
 
     def register_load_state_dict_pre_hook(self, hook: Hook) -> RemovableHandle:
         """Calls ``hook(module, state_dict, prefix, local_metadata, strict, missing_keys,
         unexpected_keys, error_msgs)`` before this module loads its part.
         """
-        return _register(self._own_hooks().load_pre, hook)
+        return register(self._own_hooks().load_pre, hook)
 
     def register_load_state_dict_post_hook(self, hook: Hook) -> RemovableHandle:
         """Calls ``hook(module, incompatible_keys)`` after loading; it may change them in place."""
-        return _register(self._own_hooks().load, hook)
+        return register(self._own_hooks().load, hook)
 
     def _save_to_state_dict(
         self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool
@@ -744,7 +624,7 @@ class Module:
         local = {"version": self._version}
         if hasattr(destination, "_metadata"):
             destination._metadata[prefix[:-1]] = local
-        hooks = self._hooks or _NO_HOOKS
+        hooks = self._hooks or NO_HOOKS
         for hook in list(hooks.state_dict_pre.values()):
             hook(self, prefix, keep_vars)
         self._save_to_state_dict(destination, prefix, keep_vars)
@@ -768,7 +648,7 @@ class Module:
         error_msgs: list[str],
     ) -> None:
         """Loads this module's own members; subclasses override it for older formats."""
-        for hook in list((self._hooks or _NO_HOOKS).load_pre.values()):
+        for hook in list((self._hooks or NO_HOOKS).load_pre.values()):
             hook(
                 self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                 error_msgs,
@@ -888,7 +768,7 @@ class Module:
             below = f"{prefix}{name}."
             part = {key: value for key, value in state_dict.items() if key.startswith(below)}
             child._load(part, below, metadata, assign, keys, errors)
-        for hook in list((self._hooks or _NO_HOOKS).load.values()):
+        for hook in list((self._hooks or NO_HOOKS).load.values()):
             if hook(self, keys) is not None:
                 raise AssertionError(
                     "hooks registered with register_load_state_dict_post_hook must return None; "
@@ -936,7 +816,7 @@ def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, np.dt
         raise TypeError(f"to: got unexpected keyword arguments {sorted(unknown)}")
     where, dtype = kwargs.get("device"), kwargs.get("dtype")
     for argument in (*args, kwargs.get("tensor")):
-        if isinstance(argument, TensorBase):
+        if isinstance(argument, Tensor):
             where, dtype = argument.device, argument.dtype
         elif isinstance(argument, (str, int, device)) and not isinstance(argument, bool):
             where = argument
