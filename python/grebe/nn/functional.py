@@ -173,7 +173,7 @@ class Hardtanh(Node):
     def backward(self, grad: Tensor) -> Tensor:
         x, low, high = self.saved
         inside = (x.array > low) & (x.array < high)
-        return where(wrap(inside), grad, 0.0)  # type: ignore[no-any-return]
+        return where(wrap(inside), grad, 0.0)
 
 
 def hardtanh(
@@ -187,7 +187,7 @@ def hardtanh(
         raise ValueError(f"hardtanh: min_val {min_val} must not exceed max_val {max_val}")
     with no_grad():
         y = clamp(x, min_val, max_val)
-    return record(Hardtanh, y.array, (input,), (input, min_val, max_val))  # type: ignore[no-any-return]
+    return record(Hardtanh, y.array, (input,), (input, min_val, max_val))
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
@@ -250,13 +250,13 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
 
 def _threshold(input: Tensor, limit: float, value: float) -> Tensor:
     x = _floating("threshold", input)
-    return where(x <= limit, value, x)  # type: ignore[no-any-return]
+    return where(x <= limit, value, x)
 
 
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """x where |x| > lambd, else 0."""
     x = _floating("hardshrink", input)
-    return where((x <= lambd) & (x >= -lambd), 0.0, x)  # type: ignore[no-any-return]
+    return where((x <= lambd) & (x >= -lambd), 0.0, x)
 
 
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
@@ -265,7 +265,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     if lambd < 0:
         raise ValueError(f"softshrink: lambd must not be negative, got {lambd}")
     low = where(x < -lambd, x + lambd, x * 0.0)
-    return where(x > lambd, x - lambd, low)  # type: ignore[no-any-return]
+    return where(x > lambd, x - lambd, low)
 
 
 def softsign(input: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         slope = slope.reshape(channels, *[1] * (x.ndim - 2))
     elif slope.ndim:
         slope = slope.reshape(())
-    return where(x > 0, x, slope * x)  # type: ignore[no-any-return]
+    return where(x > 0, x, slope * x)
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -429,7 +429,7 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     _check_range("one_hot", index, num_classes)
     y = np.zeros((*index.shape, num_classes), np.int64)
     np.put_along_axis(y, index[..., None].astype(np.int64), 1, axis=-1)
-    return wrap(y)  # type: ignore[no-any-return]
+    return wrap(y)
 
 
 def _check_range(name: str, index: Any, count: int) -> None:
@@ -445,7 +445,7 @@ class ScaleGradient(Node):
 
     def backward(self, grad: Tensor) -> Tensor:
         scale = self.saved[0]
-        return where(scale != 0, grad * scale, 0.0)  # type: ignore[no-any-return]
+        return where(scale != 0, grad * scale, 0.0)
 
 
 def _limit_norms(weight: Tensor, index: Any, max_norm: float, norm_type: float) -> None:
@@ -487,14 +487,14 @@ def embedding(
         _limit_norms(table, index.array, max_norm, norm_type)
     y = table[index]
     if padding_idx is None and not scale_grad_by_freq:
-        return y  # type: ignore[no-any-return]
+        return y
     scale = np.ones(count, table.dtype)
     if scale_grad_by_freq:
         scale /= np.maximum(np.bincount(index.array.reshape(-1), minlength=count), 1)
     if padding_idx is not None:
         scale[padding_idx] = 0
     factors = wrap(scale[index.array][..., None])
-    return record(ScaleGradient, y.array, (y,), (factors,))  # type: ignore[no-any-return]
+    return record(ScaleGradient, y.array, (y,), (factors,))
 
 
 # ---- padding ----
@@ -540,7 +540,7 @@ def _constant_pad(input: Tensor, pad: Sequence[int], value: float) -> Tensor:
         inner.append(slice(max(before, 0), max(before, 0) + n + min(before, 0) + min(after, 0)))
         source.append(slice(max(-before, 0), n - max(-after, 0)))
     y[tuple(inner)] = x[tuple(source)]
-    return record(ConstantPad, y, (input,), ([-p for p in pad],))  # type: ignore[no-any-return]
+    return record(ConstantPad, y, (input,), ([-p for p in pad],))
 
 
 def _padded_index(mode: str, size: int, before: int, after: int) -> Any:

@@ -18,7 +18,7 @@ __all__ = [
     "is_lazy",
 ]
 
-_raw = TensorBase.array  # the array itself, whatever a subclass makes of the name
+_raw: Any = TensorBase.array  # the array itself, whatever a subclass makes of the name
 
 
 def _make(cls: type[Any], name: str, data: Any) -> Any:
@@ -104,7 +104,8 @@ class _Uninitialized(Tensor):
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype that the tensor will have."""
-        return _raw.__get__(self).dtype[0]  # type: ignore[no-any-return]
+        dtype: np.dtype[Any] = _raw.__get__(self).dtype[0]
+        return dtype
 
     @property
     def data(self) -> Tensor:
@@ -171,7 +172,7 @@ class UninitializedParameter(_Uninitialized, Parameter):
     __slots__ = ()
     _becomes = Parameter
 
-    def __new__(  # type: ignore[misc]
+    def __new__(
         cls, requires_grad: bool = True, device: Any = None, dtype: Any = None
     ) -> UninitializedParameter:
         self: UninitializedParameter = _uninitialized(cls, device, dtype)

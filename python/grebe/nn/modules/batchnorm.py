@@ -188,7 +188,7 @@ class _LazyBatchNorm(LazyModuleMixin, _BatchNorm):
         if not self.has_uninitialized_params() and self.num_features:
             super().reset_parameters()
 
-    def initialize_parameters(self, input: Tensor) -> None:  # type: ignore[override]
+    def initialize_parameters(self, input: Tensor) -> None:
         self._check_input(input)
         members: list[Any] = [self.weight, self.bias, self.running_mean, self.running_var]
         known = [m for m in members if m is not None and not is_lazy(m)]

@@ -121,7 +121,7 @@ class Sequential(_List):
             raise ValueError(f"Sequential: only a Sequential can be added, got {type(other)}")
         return Sequential(*self, *other)
 
-    def __iadd__(self, other: Any) -> Sequential:  # type: ignore[override]
+    def __iadd__(self, other: Any) -> Sequential:
         if not isinstance(other, Sequential):
             raise ValueError(f"Sequential: only a Sequential can be added, got {type(other)}")
         return self.extend(other)

@@ -274,6 +274,9 @@ class ConvTranspose2d(_ConvNd):
 class _LazyConv(LazyModuleMixin):
     """Takes in_channels from the first input."""
 
+    weight: Any
+    bias: Any
+
     def _make_parameters(self: Any, bias: bool, dtype: Any) -> None:
         self.weight = UninitializedParameter(dtype=dtype)
         self.register_parameter("bias", UninitializedParameter(dtype=dtype) if bias else None)

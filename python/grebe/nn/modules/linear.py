@@ -94,7 +94,7 @@ class LazyLinear(LazyModuleMixin, Linear):
         if not self.has_uninitialized_params() and self.in_features:
             super().reset_parameters()
 
-    def initialize_parameters(self, input: Tensor) -> None:  # type: ignore[override]
+    def initialize_parameters(self, input: Tensor) -> None:
         if not isinstance(input, Tensor) or input.ndim == 0:
             shape = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
             raise TypeError(f"expected an input [*, in_features], got {shape}")
@@ -102,7 +102,7 @@ class LazyLinear(LazyModuleMixin, Linear):
         self.in_features = input.shape[-1] if fresh else self.weight.shape[-1]
         if is_lazy(self.weight):
             self.weight.materialize((self.out_features, self.in_features))
-        if is_lazy(self.bias):
+        if self.bias is not None and is_lazy(self.bias):
             self.bias.materialize((self.out_features,))
         if fresh:
             self.reset_parameters()
