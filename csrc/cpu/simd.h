@@ -271,6 +271,25 @@ inline f64v fma(f64v a, f64v b, f64v c) {
   return a * b + c;
 #endif
 }
+// Keeps the compiler from fusing the product that made v with a later addition.
+template <class A>
+inline void keep_rounding(A& v) {
+  asm volatile("" : "+m"(v));
+}
+
+// Product of the low halves of 64-bit lanes.
+inline u64v multiply_low_halves(u64v a, u64v b) {
+#if defined(__AVX512F__)
+  return (u64v)_mm512_maskz_mul_epu32(-1, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (u64v)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+  return (u64v)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & uint64_t{0xFFFFFFFFu}) * (b & uint64_t{0xFFFFFFFFu});
+#endif
+}
+
 // c - a * b.
 template <class V>
 inline V fnma(V a, V b, V c) {
