@@ -28,11 +28,11 @@ static inline Philox4 philox(uint64_t seed, uint64_t counter_low, uint64_t count
   return {{c0, c1, c2, c3}};
 }
 
-// Stream (seed, offset): `offset` counts the calls that drew from a generator. In groups of 64
-// elements, element i takes word i % 64 / 16 of block i / 64 * 16 + i % 16, an order in which vectors
-// of up to 16 blocks store their words without shuffling. A float64 number needs two words: in
-// groups of 32 elements, element i takes words 2 (i % 32 / 16) (high half) and the next one of block
-// i / 32 * 16 + i % 16.
+// Every pair (seed, offset) is a stream of its own. In groups of 64
+// elements, element i takes word i % 64 / 16 of block i / 64 * 16 + i % 16, an order in which
+// vectors of up to 16 blocks store their words without shuffling. A float64 number needs two words:
+// in groups of 32 elements, element i takes words 2 (i % 32 / 16) (high half) and the next one of
+// block i / 32 * 16 + i % 16.
 static inline uint32_t random_word(uint64_t seed, uint64_t offset, uint64_t i) {
   return philox(seed, i / 64 * 16 + i % 16, offset).v[i % 64 / 16];
 }

@@ -1,8 +1,8 @@
 // Random numbers and dropout on the Philox stream of random.h.
 //
-// Idea: sixteen Philox blocks at a time, two or more per vector, give 64 words; which word belongs to
-// which element (random.h) is chosen so that vectors of any width store them without shuffling. The
-// words go through a small buffer to loops that the compiler vectorises. uniform, bernoulli and
+// Idea: sixteen Philox blocks at a time, two or more per vector, give 64 words; which word belongs
+// to which element (random.h) is chosen so that vectors of any width store them without shuffling.
+// The words go through a small buffer to loops that the compiler vectorises. uniform, bernoulli and
 // dropout give the same bits on every ISA level and for any number of threads; normal differs
 // between levels in the last places of log, sin and cos.
 //
@@ -39,8 +39,8 @@ void philox_group(uint64_t seed, uint64_t offset, int64_t group, uint32_t* words
         u64v* s = c[odd];
         const u64v p0 = multiply_low_halves(s[0], u64v{} + uint64_t{0xD2511F53u});
         const u64v p1 = multiply_low_halves(s[2], u64v{} + uint64_t{0xCD9E8D57u});
-        s[0] = (p1 >> 32) ^ s[1] ^ uint64_t{k0};
-        s[2] = (p0 >> 32) ^ s[3] ^ uint64_t{k1};
+        s[0] = (p1 >> 32) ^ s[1] ^ uint64_t { k0 };
+        s[2] = (p0 >> 32) ^ s[3] ^ uint64_t { k1 };
         s[1] = p1;
         s[3] = p0;
       }
@@ -207,21 +207,23 @@ void random_uniform(Out y, int64_t seed, int64_t offset, double low, double high
     return;
   }
   const double range = high - low, top = just_below(high, low);
-  generate<kDoubles, double>(
-      y, y, seed, offset, [=](const uint32_t* words, const double*, double* to) {
-        double scaled[kDoubles];
-        for (int j = 0; j < kDoubles; ++j) scaled[j] = unit_double(words, j) * range;
-        keep_rounding(scaled);
-        for (int j = 0; j < kDoubles; ++j) to[j] = scaled[j] + low < top ? scaled[j] + low : top;
-      });
+  generate<kDoubles, double>(y, y, seed, offset,
+                             [=](const uint32_t* words, const double*, double* to) {
+                               double scaled[kDoubles];
+                               for (int j = 0; j < kDoubles; ++j)
+                                 scaled[j] = unit_double(words, j) * range;
+                               keep_rounding(scaled);
+                               for (int j = 0; j < kDoubles; ++j)
+                                 to[j] = scaled[j] + low < top ? scaled[j] + low : top;
+                             });
 }
 
 void random_normal(Out y, int64_t seed, int64_t offset, double mean, double std) {
   if (y.dtype == DType::kFloat32) {
     const float m = static_cast<float>(mean), s = static_cast<float>(std);
-    generate<kWords, float>(y, y, seed, offset, [=](const uint32_t* words, const float*, float* to) {
-      normal_group(words, m, s, to);
-    });
+    generate<kWords, float>(
+        y, y, seed, offset,
+        [=](const uint32_t* words, const float*, float* to) { normal_group(words, m, s, to); });
   } else {
     generate<kDoubles, double>(y, y, seed, offset,
                                [=](const uint32_t* words, const double*, double* to) {

@@ -109,6 +109,7 @@ Offsets locate(const Plan& p, int dims, int64_t index) {
 // f(offset, n) for the runs along the last reduced dimension that make up [begin, end).
 template <class F>
 inline void each_run(const Plan& p, int64_t begin, int64_t end, const F& f) {
+  if (begin >= end) return;
   const int last = p.reduced - 1;
   const int64_t length = p.r_size[last];
   int64_t index[kMaxDims], offset = 0, row = begin / length, at = begin % length;
