@@ -117,21 +117,28 @@ Sums plane_sums(const T* x, const T* g, T center, const Planes& a, int64_t c, in
 
 constexpr int kTile = 4;  // vectors of channels side by side in the rows layout
 
+// The next vector of a tile; without kFull only n elements of it, none where n <= 0.
+template <bool kFull, class T>
+inline vec<T> load_part(const T* p, int64_t n) {
+  if (kFull || n >= lanes<T>) return load(p);
+  return n > 0 ? load_n(p, n) : vec<T>{};
+}
+
 // Sums of `width` channels over rows [begin, end); x, g and center start at the first of them.
-template <class T>
+template <bool kFull, class T>
 void tile_sums(const T* x, const T* g, const T* center, int64_t channels, int64_t begin,
                int64_t end, int64_t width, Sums* out) {
   constexpr int64_t L = lanes<T>, kRows = 64;
-  const int vectors = static_cast<int>((width + L - 1) / L);
+  vec<T> middle[kTile];
+  for (int k = 0; k < kTile; ++k) middle[k] = load_part<kFull>(center + k * L, width - k * L);
   for (int64_t c = 0; c < width; ++c) out[c] = {0, 0};
   for (int64_t i = begin; i < end; i += kRows) {
-    vec<T> a[kTile] = {}, ad[kTile] = {}, middle[kTile];
-    for (int k = 0; k < vectors; ++k) middle[k] = load_upto(center + k * L, width - k * L);
+    vec<T> a[kTile] = {}, ad[kTile] = {};
     for (int64_t r = i; r < at_most(i + kRows, end); ++r) {
-      for (int k = 0; k < vectors; ++k) {
+      for (int k = 0; k < kTile; ++k) {
         const int64_t at = r * channels + k * L, left = width - k * L;
-        const vec<T> d = load_upto(x + at, left) - middle[k];
-        const vec<T> v = g ? load_upto(g + at, left) : d;
+        const vec<T> d = load_part<kFull>(x + at, left) - middle[k];
+        const vec<T> v = g ? load_part<kFull>(g + at, left) : d;
         a[k] = a[k] + v;
         ad[k] = fma(v, d, ad[k]);
       }
@@ -157,11 +164,13 @@ void batch_sums(const T* x, const T* g, const T* center, const Planes& a, Sums* 
       const int64_t s = u / tiles, c = u % tiles * width;
       const int64_t begin = s * segment, end = at_most(begin + segment, a.n);
       Sums* out = partial + s * a.channels + c;
-      if (a.rows)
-        tile_sums(x + c, g ? g + c : nullptr, center + c, a.channels, begin, end,
-                  at_most(a.channels - c, width), out);
-      else
+      if (!a.rows)
         *out = plane_sums(x, g, center[c], a, c, begin, end);
+      else if (a.channels - c >= width)
+        tile_sums<true>(x + c, g ? g + c : nullptr, center + c, a.channels, begin, end, width, out);
+      else
+        tile_sums<false>(x + c, g ? g + c : nullptr, center + c, a.channels, begin, end,
+                         a.channels - c, out);
     }
   });
 }

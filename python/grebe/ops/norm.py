@@ -135,7 +135,8 @@ def batch_norm(
     if x.ndim < 2:
         raise ValueError(f"{name}: expected input of shape [N, C, ...], got {list(x.shape)}")
     if is_half(x.dtype):
-        x32, w32, b32 = (None if t is None else t.to(np.float32) for t in (input, weight, bias))
+        w32, b32 = (None if t is None else t.to(np.float32) for t in (weight, bias))
+        x32 = input.to(np.float32)
         y32 = batch_norm(x32, running_mean, running_var, w32, b32, training, momentum, eps)
         return y32.to(x.dtype)
     channels = x.shape[1]
@@ -298,8 +299,8 @@ def layer_norm(
             f"got {list(x.shape)}"
         )
     if is_half(x.dtype):
-        x32, w32, b32 = (None if t is None else t.to(np.float32) for t in (input, weight, bias))
-        return layer_norm(x32, shape, w32, b32, eps).to(x.dtype)
+        w32, b32 = (None if t is None else t.to(np.float32) for t in (weight, bias))
+        return layer_norm(input.to(np.float32), shape, w32, b32, eps).to(x.dtype)
     w, b = (
         _layer_parameter(name, argument, value, x, shape)
         for argument, value in (("weight", weight), ("bias", bias))
