@@ -35,7 +35,8 @@ struct Plan {
 
 inline int64_t magnitude(int64_t v) { return v < 0 ? -v : v; }
 
-// z: a second array of y's shape, with strides of its own, or y again.
+// A 0-d y stands for all dimensions reduced. z: a second array of y's shape, with strides of its
+// own, or y again.
 Plan make_plan(const View& x, const View& y, const View& z) {
   Plan p;
   int order[kMaxDims], n = 0;
@@ -49,7 +50,7 @@ Plan make_plan(const View& x, const View& y, const View& z) {
   for (int i = 0; i < n; ++i) {
     const int d = order[i];
     const int64_t size = x.shape[d], stride = x.strides[d];
-    if (y.shape[d] == 1) {
+    if (y.ndim == 0 || y.shape[d] == 1) {
       const int last = p.reduced - 1;
       const bool merge = last >= 0 && p.r_stride[last] == stride * size;
       const int at = merge ? last : p.reduced++;

@@ -215,15 +215,15 @@ class _Pass:
             self.owned.add(edge)
 
     def run(self) -> None:
-        heap = self.heap
+        heap, captured, send = self.heap, self.captured, self.send
         try:
             while heap:
                 node = heapq.heappop(heap)[1]
                 gradient, node.pending = node.pending, None
                 if node.hooks is not None:
                     gradient = _run_hooks(node.hooks, gradient)
-                if id(node) in self.captured:
-                    self.captured[id(node)] = gradient
+                if captured and id(node) in captured:
+                    captured[id(node)] = gradient
                 if type(node) is Output:
                     self.send_to_slot(node, gradient)
                     continue
@@ -233,11 +233,17 @@ class _Pass:
                     result = node.backward(gradient)
                 if not self.retain_graph:
                     node.release()
+                edges = node.edges
                 if type(result) is not tuple:
                     result = (result,)
-                for edge, input_gradient in zip(node.edges, result, strict=True):
+                if len(result) != len(edges):
+                    raise RuntimeError(
+                        f"{type(node).__name__}.backward returned {len(result)} gradients for "
+                        f"{len(edges)} inputs"
+                    )
+                for edge, input_gradient in zip(edges, result):  # noqa: B905
                     if edge is not None and input_gradient is not None:
-                        self.send(edge, input_gradient)
+                        send(edge, input_gradient)
         finally:  # after an error, nothing of this walk may leak into the next one
             for _, node in heap:
                 node.pending = None

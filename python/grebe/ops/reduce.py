@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..backend import Array, contiguous, kernels
 from ..backend import empty as empty_array
@@ -75,7 +76,9 @@ class Sum(Node):
         shape, kept, scale = self.saved
         if scale != 1:
             grad = mul(grad, scale)
-        return reshape(grad, kept).expand(shape)
+        if kept is not None:  # None: all dimensions were reduced to a 0-d result
+            grad = reshape(grad, kept)
+        return grad.expand(shape)
 
 
 def _scaled_sum(name: str, input: Tensor, dim: Any, keepdim: bool, mean: bool) -> Tensor:
@@ -99,6 +102,10 @@ def sum(
 ) -> Tensor:  # fmt: skip
     """The sum over `dim` (default: all). bool and small integers are summed as int64."""
     x = expect_tensor("sum", "input", input)
+    if dim is None and x.dtype is _F32 and dtype is axis is None and not keepdim and not keepdims:
+        y = _cpu.empty((), _F32)  # the commonest call, short
+        kernels(x).reduce_sum(x, y, 1.0)
+        return record(Sum, y, (input,), (x.shape, None, 1.0))
     if dtype is not None:
         input = input.to(as_dtype("sum", dtype))
         x = input.array
@@ -108,12 +115,6 @@ def sum(
         axes = _axes("sum", dim, x.ndim)
         wanted = x.dtype if dtype is not None and x.dtype.kind != "b" else np.int64
         return wrap(np.asarray(x.sum(axis=axes, keepdims=keepdim or keepdims, dtype=wanted)))
-    if (
-        dim is None and not keepdim and not keepdims and x.dtype == _F32
-    ):  # the commonest call, short
-        y = empty_array((1,) * x.ndim, _F32)
-        kernels(x).reduce_sum(x, y, 1.0)
-        return record(Sum, y.reshape(()), (input,), (x.shape, y.shape, 1.0))
     return _scaled_sum("sum", input, dim, keepdim or keepdims, mean=False)
 
 
