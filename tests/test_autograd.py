@@ -72,7 +72,7 @@ GATHERED = grebe.tensor([[[0, 1, 2, 0]], [[2, 2, 1, 0]]])
 SHAPES = {
     "sum": lambda c: c.sum(1, keepdim=True) * c.sum((0, 2), keepdim=True),
     "mean": lambda c: c.mean((0, 2), keepdim=True) * c.mean(),
-    "max": lambda c: c.max(1).values * c.min(0, keepdim=True).values,
+    "max": lambda c: c.max(1, keepdim=True).values * c.min(0, keepdim=True).values,
     "amax": lambda c: c.amax((0, 1)) * c.amin(),
     "var": lambda c: c.var(1) * c.std(),
     "prod": lambda c: c.prod(1),

@@ -494,7 +494,8 @@ PyObject* py_empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
     shape[d] = PyLong_AsSsize_t(PyTuple_GET_ITEM(args[0], d));
     if (shape[d] == -1 && PyErr_Occurred()) return nullptr;
     if (shape[d] < 0) return PyErr_Format(PyExc_ValueError, "negative dimension %zd", shape[d]);
-    if (__builtin_mul_overflow(size, shape[d], &size)) return PyErr_NoMemory();
+    if (__builtin_mul_overflow(size, shape[d], &size))
+      return PyErr_Format(PyExc_MemoryError, "an array of this shape has more bytes than 2^63");
     if (!strided) continue;
     strides[d] = PyLong_AsSsize_t(PyTuple_GET_ITEM(args[2], d));
     if (strides[d] == -1 && PyErr_Occurred()) return nullptr;
