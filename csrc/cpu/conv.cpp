@@ -230,14 +230,17 @@ struct Forward {
   void pixel_block(const T* image, const T* w, const T* b, T* out, int64_t plane, int64_t row,
                    int64_t first) {
     const int64_t per_row = (p.window.out_w + lanes<T> - 1) / lanes<T>;
+    const int64_t step = p.window.stride_h * p.window.row();
     const T* from[V];
     T* to[V];
     int64_t size[V];
+    int64_t oh = first / per_row, ow = first % per_row * lanes<T>;
     for (int v = 0; v < V; ++v) {
-      const int64_t oh = (first + v) / per_row, ow = (first + v) % per_row * lanes<T>;
-      from[v] = image + oh * p.window.stride_h * p.window.row() + ow;
+      from[v] = image + oh * step + ow;
       to[v] = out + oh * row + ow;
       size[v] = p.window.out_w - ow;
+      ow += lanes<T>;
+      if (ow >= p.window.out_w) ow = 0, ++oh;
     }
     vec<T> acc[M][V];
     for (int m = 0; m < M; ++m)

@@ -96,7 +96,8 @@ struct Pool {
   bool channels_last() const { return h.adaptive || (in.c == 1 && out.c == 1 && channels > 1); }
   Window window() const {
     return {h.in,     w.in,     h.out, w.out, h.kernel,   w.kernel,
-            h.stride, w.stride, h.pad, w.pad, h.dilation, w.dilation};
+            h.stride, w.stride, h.pad, w.pad, h.dilation, w.dilation,
+            kVectorBytes / 4};
   }
 };
 

@@ -13,11 +13,14 @@ namespace {
 struct Window {
   int64_t in_h, in_w, out_h, out_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t align = 1;  // phases begin at multiples of this, so that vectors of two do not overlap
 
   // Extent of the padded input that the windows really touch.
   int64_t padded_h() const { return (out_h - 1) * stride_h + (kernel_h - 1) * dilation_h + 1; }
   int64_t padded_w() const { return (out_w - 1) * stride_w + (kernel_w - 1) * dilation_w + 1; }
-  int64_t phase() const { return out_w + (kernel_w - 1) * dilation_w / stride_w; }
+  int64_t phase() const {
+    return (out_w + (kernel_w - 1) * dilation_w / stride_w + align - 1) / align * align;
+  }
   int64_t row() const { return stride_w * phase(); }
   int64_t plane() const { return padded_h() * row(); }
   int64_t taps() const { return kernel_h * kernel_w; }

@@ -1,0 +1,185 @@
+"""Convolution beyond the cases of test_ops.py: formats, second gradients, variants, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import grebe
+from grebe.autograd import gradcheck, gradgradcheck
+from grebe.ops.conv import conv1d, conv2d, conv2d_input, conv2d_weight, conv_transpose2d
+from reference import REFERENCES
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def rand(*shape: int, dtype: Any = np.float64) -> Any:
+    return grebe.from_numpy(np.random.default_rng(len(shape)).standard_normal(shape).astype(dtype))
+
+
+def channels_last(x: Any) -> Any:
+    return grebe.from_numpy(np.ascontiguousarray(x.numpy().transpose(0, 2, 3, 1))).permute(
+        0, 3, 1, 2
+    )
+
+
+SHAPES = [
+    ((3, 5, 9, 8), (7, 5, 3, 3), {"padding": 1}),
+    ((2, 16, 7, 40), (4, 8, 3, 2), {"stride": (2, 1), "groups": 2}),
+    ((2, 3, 12, 12), (40, 3, 3, 3), {"stride": 3, "dilation": 2, "padding": (2, 3)}),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("x", "w", "kwargs"), SHAPES)
+def test_channels_last_keeps_its_format_and_the_values(
+    x: Any, w: Any, kwargs: Any, dtype: Any
+) -> None:
+    input, weight = rand(*x, dtype=dtype), rand(*w, dtype=dtype)
+    plain = [input.clone().requires_grad_(), weight.clone().requires_grad_()]
+    last = [channels_last(input).requires_grad_(), weight.clone().requires_grad_()]
+    y, z = conv2d(*plain, **kwargs), conv2d(*last, **kwargs)
+    assert z.array.transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_array_equal(y.detach().numpy(), z.detach().numpy())
+    grad = rand(*y.shape, dtype=dtype)
+    y.backward(grad)
+    z.backward(channels_last(grad))
+    for a, b in zip(plain, last, strict=True):
+        np.testing.assert_array_equal(a.grad.numpy(), b.grad.numpy())
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "kwargs"),
+    [
+        ((2, 2, 4, 5), (3, 2, 2, 3), {"padding": 1}),
+        ((1, 4, 5, 5), (2, 2, 2, 2), {"stride": 2, "groups": 2}),
+        ((2, 1, 6, 6), (2, 1, 2, 2), {"dilation": 2, "stride": (2, 1), "padding": (0, 1)}),
+    ],
+)
+def test_first_and_second_gradients(x: Any, w: Any, kwargs: Any) -> None:
+    inputs = [t.requires_grad_() for t in (rand(*x), rand(*w), rand(w[0]))]
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        return conv2d(a, b, c, **kwargs)
+
+    assert gradcheck(f, inputs) and gradgradcheck(f, inputs)
+
+
+def test_input_and_weight_gradient_are_closed() -> None:
+    x, w = rand(2, 2, 5, 6).requires_grad_(), rand(3, 2, 3, 2).requires_grad_()
+    kwargs: dict[str, Any] = {"stride": (1, 2), "padding": (0, 1)}
+    dy = rand(*conv2d(x, w, **kwargs).shape).requires_grad_()
+    assert gradgradcheck(lambda a, b: conv2d_input((2, 2, 5, 6), a, b, **kwargs), [w, dy])
+    assert gradgradcheck(lambda a, b: conv2d_weight(a, (3, 2, 3, 2), b, **kwargs), [x, dy])
+    y = conv2d(x, w, **kwargs)
+    gx, gw = grebe.autograd.grad(y, (x, w), dy)
+    np.testing.assert_allclose(
+        conv2d_input(x.shape, w, dy, **kwargs).detach().numpy(), gx.numpy(), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        conv2d_weight(x, w.shape, dy, **kwargs).detach().numpy(), gw.numpy(), rtol=1e-12
+    )
+
+
+def test_transposed_is_the_adjoint() -> None:
+    # <conv_transpose(x), z> = <x, conv(z)> for all x, z.
+    kwargs: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": (1, 2), "groups": 2}
+    x, w = rand(2, 6, 4, 5), rand(6, 2, 3, 2)
+    y = conv_transpose2d(x, w, output_padding=1, **kwargs)
+    assert y.shape == (2, 4, 8, 10)
+    z = rand(*y.shape)
+    left = (y * z).sum().item()
+    assert left == pytest.approx((x * conv2d(z, w, **kwargs)).sum().item(), rel=1e-12)
+    inputs = [t.requires_grad_() for t in (rand(1, 2, 3, 3), rand(2, 1, 2, 2), rand(1))]
+    assert gradgradcheck(lambda a, b, c: conv_transpose2d(a, b, c, stride=2), inputs)
+
+
+def test_one_dimension_and_unbatched() -> None:
+    x, w, b = rand(2, 4, 11), rand(6, 2, 3), rand(6)
+    y = conv1d(x, w, b, stride=2, padding=1, dilation=2, groups=2)
+    expected = REFERENCES["conv2d"].forward(
+        x.numpy()[:, :, None], w.numpy()[:, :, None], b.numpy(), (1, 2), (0, 1), (1, 2), 2
+    )
+    np.testing.assert_allclose(y.numpy(), expected[:, :, 0], rtol=1e-12, atol=1e-12)
+    single = conv1d(x[1], w, b, stride=2, padding=1, dilation=2, groups=2)
+    np.testing.assert_array_equal(single.numpy(), y.numpy()[1])
+    image = rand(3, 6, 7)
+    kernel = rand(2, 3, 2, 2)
+    np.testing.assert_array_equal(
+        conv2d(image, kernel).numpy(), conv2d(image.unsqueeze(0), kernel).numpy()[0]
+    )
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [((3, 3), 1), ((2, 4), 1), ((2, 3), (3, 2))])
+def test_same_padding(kernel: Any, dilation: Any) -> None:
+    x, w = rand(2, 3, 7, 9), rand(4, 3, *kernel)
+    y = conv2d(x, w, padding="same", dilation=dilation)
+    d = (dilation, dilation) if isinstance(dilation, int) else dilation
+    total = [a * (k - 1) for a, k in zip(d, kernel, strict=True)]
+    around = [(0, 0), (0, 0)] + [(t // 2, t - t // 2) for t in total]
+    padded = np.pad(x.numpy(), around)
+    expected = REFERENCES["conv2d"].forward(padded, w.numpy(), dilation=d)
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_infinite_gradient_stays_at_its_pixels() -> None:
+    dy = np.zeros((1, 2, 4, 4), np.float32)
+    dy[0, 0, 1, 2] = np.inf
+    gx = conv2d_input((1, 3, 5, 5), grebe.ones(2, 3, 2, 2), grebe.from_numpy(dy)).numpy()
+    expected = np.zeros((1, 3, 5, 5), bool)
+    expected[:, :, 1:3, 2:4] = True
+    np.testing.assert_array_equal(np.isposinf(gx), expected)
+    assert (gx[~expected] == 0).all()
+
+
+def test_nan_touches_only_its_windows() -> None:
+    x = np.ones((1, 1, 20, 20), np.float32)
+    x[0, 0, 3, 19] = np.nan
+    y = conv2d(grebe.from_numpy(x), grebe.ones(2, 1, 3, 3)).numpy()
+    expected = np.zeros((1, 2, 18, 18), bool)
+    expected[:, :, 1:4, 17] = True
+    np.testing.assert_array_equal(np.isnan(y), expected)
+
+
+def test_large_weight_gradient_is_the_same_for_any_threads() -> None:
+    x, dy = rand(19, 3, 8, 8, dtype=np.float32), rand(19, 5, 6, 6, dtype=np.float32)
+    results = []
+    for threads in (1, 2, 3):
+        grebe.set_num_threads(threads)
+        results.append(conv2d_weight(x, (5, 3, 3, 3), dy).numpy().tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (ValueError, "channels", lambda: conv2d(rand(1, 3, 5, 5), rand(2, 4, 3, 3))),
+        (ValueError, "larger than the padded", lambda: conv2d(rand(1, 1, 2, 5), rand(1, 1, 3, 3))),
+        (ValueError, r"expected input of shape \[N, C, H, W\]", lambda: conv2d(rand(5), rand(1))),
+        (ValueError, "weight of shape", lambda: conv2d(rand(1, 1, 5, 5), rand(1, 3, 3))),
+        (ValueError, "stride must be positive", lambda: conv2d(*ONE, stride=0)),
+        (ValueError, "dilation must be positive", lambda: conv2d(*ONE, dilation=(1, -1))),
+        (ValueError, "padding must be non-negative", lambda: conv2d(*ONE, padding=-1)),
+        (TypeError, "stride must be an int", lambda: conv2d(*ONE, stride=1.5)),
+        (ValueError, "stride must be an int or 2", lambda: conv2d(*ONE, stride=(1, 2, 3))),
+        (ValueError, "'same' or 'valid'", lambda: conv2d(*ONE, padding="full")),
+        (ValueError, "strided", lambda: conv2d(*ONE, padding="same", stride=2)),
+        (ValueError, "groups", lambda: conv2d(rand(1, 2, 5, 5), rand(3, 1, 3, 3), groups=2)),
+        (ValueError, "bias of shape", lambda: conv2d(*ONE, rand(2))),
+        (TypeError, "dtype", lambda: conv2d(rand(1, 1, 5, 5, dtype=np.float32), ONE[1])),
+        (TypeError, "floating", lambda: conv2d(grebe.ones(1, 1, 5, 5, dtype=grebe.int64), ONE[1])),
+        (TypeError, "must be a Tensor", lambda: conv2d(np.ones((1, 1, 5, 5)), ONE[1])),
+        (ValueError, "empty", lambda: conv2d(grebe.zeros(1, 0, 5, 5), grebe.zeros(1, 0, 3, 3))),
+        (ValueError, "output_padding", lambda: conv_transpose2d(*ONE, output_padding=1)),
+        (ValueError, "would be empty", lambda: conv_transpose2d(*ONE, padding=9)),
+        (ValueError, "grad_output", lambda: conv2d_input((1, 1, 5, 5), ONE[1], rand(1, 1, 4, 3))),
+    ],
+)
+def test_errors(error: Any, message: str, call: Any) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+ONE = (rand(1, 1, 5, 5), rand(1, 1, 3, 3))
