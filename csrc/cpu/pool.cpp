@@ -95,9 +95,8 @@ struct Pool {
 
   bool channels_last() const { return h.adaptive || (in.c == 1 && out.c == 1 && channels > 1); }
   Window window() const {
-    return {h.in,     w.in,     h.out, w.out, h.kernel,   w.kernel,
-            h.stride, w.stride, h.pad, w.pad, h.dilation, w.dilation,
-            kVectorBytes / 4};
+    return {h.in,     w.in,  h.out, w.out,      h.kernel,   w.kernel,        h.stride,
+            w.stride, h.pad, w.pad, h.dilation, w.dilation, kVectorBytes / 4};
   }
 };
 
@@ -162,8 +161,10 @@ void avg_channels(const Pool& p, const T* x, T* y, Divisor divisor) {
           const T* px = x + from + at + c;
           sum += left >= lanes<T> ? load(px) : load_n(px, left);
         });
-        if (left >= lanes<T>) store(y + to + c, sum / cells);
-        else store_n(y + to + c, sum / cells, left);
+        if (left >= lanes<T>)
+          store(y + to + c, sum / cells);
+        else
+          store_n(y + to + c, sum / cells, left);
       }
     });
   });
@@ -180,17 +181,20 @@ void spread_channels(const Pool& p, T* gx, const T* grad, const Share& share) {
           fill(gx + n * p.in.n + h * p.in.h + w * p.in.w, p.channels, T(0));
     each_pixel<T>(p, begin * p.h.out, end * p.h.out,
                   [&](int64_t to, int64_t from, int64_t oh, int64_t ow) {
-      for (int64_t c = 0; c < p.channels; c += lanes<T>) {
-        const int64_t left = p.channels - c, size = left < lanes<T> ? left : lanes<T>;
-        const vec<T> g = size == lanes<T> ? load(grad + from + c) : load_n(grad + from + c, size);
-        const auto part = share(g, from + c, size, oh, ow);
-        each_tap(p, oh, ow, [&](int64_t at, int64_t k) {
-          T* px = gx + to + at + c;
-          if (size == lanes<T>) store(px, load(px) + part(k));
-          else store_n(px, load_n(px, size) + part(k), size);
-        });
-      }
-    });
+                    for (int64_t c = 0; c < p.channels; c += lanes<T>) {
+                      const int64_t left = p.channels - c, size = left < lanes<T> ? left : lanes<T>;
+                      const vec<T> g =
+                          size == lanes<T> ? load(grad + from + c) : load_n(grad + from + c, size);
+                      const auto part = share(g, from + c, size, oh, ow);
+                      each_tap(p, oh, ow, [&](int64_t at, int64_t k) {
+                        T* px = gx + to + at + c;
+                        if (size == lanes<T>)
+                          store(px, load(px) + part(k));
+                        else
+                          store_n(px, load_n(px, size) + part(k), size);
+                      });
+                    }
+                  });
   });
 }
 
@@ -216,8 +220,7 @@ PlaneScratch plane_scratch(const Pool& p, int64_t shared, int64_t extra) {
   const int64_t table = round_up(shared, 64);
   s.shared = table + round_up(g.taps() * static_cast<int64_t>(sizeof(int64_t)), 64);
   s.extra_bytes = round_up(extra, 64);
-  s.plane_bytes =
-      round_up((g.plane() + lanes<T>)*static_cast<int64_t>(sizeof(T)), 64);
+  s.plane_bytes = round_up((g.plane() + lanes<T>)*static_cast<int64_t>(sizeof(T)), 64);
   s.base = static_cast<char*>(
       scratch(static_cast<size_t>(s.shared + s.threads * (s.plane_bytes + s.extra_bytes))));
   s.taps = reinterpret_cast<int64_t*>(s.base + table);
@@ -264,8 +267,10 @@ bool max_planes(const Pool& p, const T* x, T* y, I* index) {
           Best<T> best{.index = first + first_row};
           for (int64_t k = 0; k < taps; ++k) best.offer(load(at + s.taps[k]), k);
           T* py = y + to + oh * p.out.h + ow;
-          if (p.w.out - ow >= lanes<T>) store(py, best.value);
-          else store_n(py, best.value, p.w.out - ow);
+          if (p.w.out - ow >= lanes<T>)
+            store(py, best.value);
+          else
+            store_n(py, best.value, p.w.out - ow);
           // Runs over into the next row, which is written later.
           if (index) store_index<T>(indices + oh * p.w.out + ow, best.index);
         }
@@ -308,8 +313,10 @@ bool avg_planes(const Pool& p, const T* x, T* y, Divisor divisor) {
           for (int64_t k = 0; k < taps; ++k) sum += load(at + s.taps[k]);
           sum = sum / (rows * load(cells + ow));
           T* py = y + to + oh * p.out.h + ow;
-          if (p.w.out - ow >= lanes<T>) store(py, sum);
-          else store_n(py, sum, p.w.out - ow);
+          if (p.w.out - ow >= lanes<T>)
+            store(py, sum);
+          else
+            store_n(py, sum, p.w.out - ow);
         }
       }
     });
@@ -472,8 +479,8 @@ Pool pool_of(const View& x, const View& y, int64_t kernel_h, int64_t kernel_w, i
 bool max_pool2d(In x, Out y, OptOut index, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
                 int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
                 int64_t dilation_w) {
-  const Pool p = pool_of(x, y, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h,
-                         dilation_w);
+  const Pool p =
+      pool_of(x, y, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w);
   const bool bytes = !index.data || index.dtype == DType::kUInt8;
   if (x.dtype == DType::kFloat32)
     return bytes ? max_forward<float, uint8_t>(p, x, y, index)
@@ -485,8 +492,8 @@ bool max_pool2d(In x, Out y, OptOut index, int64_t kernel_h, int64_t kernel_w, i
 bool max_pool2d_grad(In grad, In index, Out gx, int64_t kernel_h, int64_t kernel_w,
                      int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
                      int64_t dilation_h, int64_t dilation_w) {
-  const Pool p = pool_of(gx, grad, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
-                         dilation_h, dilation_w);
+  const Pool p = pool_of(gx, grad, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h,
+                         dilation_w);
   const bool bytes = index.dtype == DType::kUInt8;
   if (gx.dtype == DType::kFloat32)
     return bytes ? max_backward<float, uint8_t>(p, grad, index, gx)

@@ -1,8 +1,8 @@
 // What convolution and pooling share: the geometry of sliding windows, and copies of image planes
 // into a form where the elements under one tap of the window lie side by side for a whole row of
-// outputs: padded, and with columns split by their phase, i.e. padded column w of stride s stands at
-// [w % s][w / s]. One copy of the input, from any strides, turns padding, stride, dilation and memory
-// format into plain offsets: tap (kh, kw) of output (oh, ow) is at
+// outputs: padded, and with columns split by their phase, i.e. padded column w of stride s stands
+// at [w % s][w / s]. One copy of the input, from any strides, turns padding, stride, dilation and
+// memory format into plain offsets: tap (kh, kw) of output (oh, ow) is at
 //   (oh * stride_h + kh * dilation_h) * row + column(kw) + ow.
 #pragma once
 #include "kernels.h"
@@ -73,13 +73,17 @@ inline void transpose_block(T* dst, int64_t dst_i, const T* src, int64_t src_j, 
                             int64_t columns) {
   vec<T> r[lanes<T>];
   for (int64_t j = 0; j < lanes<T>; ++j) {
-    if (j >= columns) r[j] = vec<T>{};
-    else r[j] = rows == lanes<T> ? load(src + j * src_j) : load_n(src + j * src_j, rows);
+    if (j >= columns)
+      r[j] = vec<T>{};
+    else
+      r[j] = rows == lanes<T> ? load(src + j * src_j) : load_n(src + j * src_j, rows);
   }
   transpose_square<T>(r);
   for (int64_t i = 0; i < rows; ++i) {
-    if (columns == lanes<T>) store(dst + i * dst_i, r[i]);
-    else store_n(dst + i * dst_i, r[i], columns);
+    if (columns == lanes<T>)
+      store(dst + i * dst_i, r[i]);
+    else
+      store_n(dst + i * dst_i, r[i], columns);
   }
 }
 
@@ -105,11 +109,15 @@ inline void copy_every_second(T* dst, const T* src, int64_t n) {
     const int64_t left = 2 * (n - i) - 1;  // of src; the element after the last need not exist
     const vec<T> a = left >= lanes<T> ? load(src) : load_n(src, left);
     vec<T> b{};
-    if (left >= 2 * lanes<T>) b = load(src + lanes<T>);
-    else if (left > lanes<T>) b = load_n(src + lanes<T>, left - lanes<T>);
+    if (left >= 2 * lanes<T>)
+      b = load(src + lanes<T>);
+    else if (left > lanes<T>)
+      b = load_n(src + lanes<T>, left - lanes<T>);
     const vec<T> r = every_second(a, b, all);
-    if (n - i >= lanes<T>) store(dst + i, r);
-    else store_n(dst + i, r, n - i);
+    if (n - i >= lanes<T>)
+      store(dst + i, r);
+    else
+      store_n(dst + i, r, n - i);
   }
 }
 
