@@ -26,7 +26,18 @@ from .elementwise import abs, add, div, eq, mul, neg, pow, sqrt, sub, unbroadcas
 from .indexing import index_select
 from .matmul import matmul
 from .reduce import amax, amin, sum
-from .shape import cat, diagonal, dimension, dimensions, movedim, narrow, reshape, unsqueeze
+from .shape import (
+    cat,
+    diagonal,
+    dimension,
+    dimensions,
+    movedim,
+    narrow,
+    reshape,
+    select,
+    transpose,
+    unsqueeze,
+)
 
 __all__ = [
     "cdist", "chain_matmul", "cholesky", "cross", "det", "dist", "inverse", "kron", "logdet",
@@ -74,7 +85,7 @@ _DIVERGED = "the iteration did not converge; has the input NaN or infinite eleme
 
 
 def _t(x: Tensor) -> Tensor:
-    return x.transpose(-2, -1)
+    return transpose(x, -2, -1)
 
 
 def _constant(value: Any, like: Tensor) -> Tensor:
@@ -195,7 +206,8 @@ def logdet(input: Tensor) -> Tensor:
     """log(det(input)); NaN where the determinant is negative."""
     orientation, logabsdet = slogdet(input)
     bad = wrap(orientation.array < 0)
-    return where(bad, _constant(math.nan, input), logabsdet)
+    result: Tensor = where(bad, _constant(math.nan, input), logabsdet)
+    return result
 
 
 class Solve(Node):
@@ -786,7 +798,8 @@ def _norm_over(x: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
     sums = total(powers)
     empty = eq(sums, 0) if order > 0 else wrap(np.isinf(sums.array))
     root = pow(where(empty, _constant(1, x), sums), 1 / order)
-    return where(empty, _constant(0, x), root)
+    result: Tensor = where(empty, _constant(0, x), root)
+    return result
 
 
 _MATRIX_ORDERS = ("fro", "nuc", math.inf, -math.inf, 1, -1, 2, -2)
@@ -821,7 +834,7 @@ def _matrix_norm(a: Tensor, order: Any) -> Tensor:
             return sum(s, -1)
         if s.array.shape[-1] == 0:
             raise RuntimeError(f"matrix_norm: ord={order} of an empty matrix")
-        return s.select(-1, 0 if order == 2 else -1)
+        return select(s, -1, 0 if order == 2 else -1)
     totals = sum(abs(a), -2 if order in (1, -1) else -1)
     if totals.array.shape[-1] == 0:
         raise RuntimeError(f"matrix_norm: ord={order} of an empty matrix")

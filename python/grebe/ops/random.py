@@ -173,7 +173,8 @@ def numpy_generator(generator: Generator, n: int) -> np.random.Generator:
 
 def _fill(kernel: str, y: Array, generator: Generator, first: float, second: float) -> None:
     """Writes uniform or normal numbers into the floating point array `y`."""
-    direct = y.dtype.itemsize >= 4 and y.flags.c_contiguous and y.flags.aligned
+    odd = any(stride % y.itemsize for stride in y.strides)
+    direct = y.itemsize >= 4 and y.flags.aligned and not odd
     work = y if direct else empty_array(y.shape, np.promote_types(y.dtype, np.float32), y)
     getattr(kernels(y), kernel)(work, *generator.take(y.size), first, second)
     if not direct:
@@ -420,12 +421,15 @@ def _check_probabilities(name: str, p: Array) -> None:
         raise RuntimeError(f"{name}: probabilities must be in [0, 1]")
 
 
-def _below(probability: Any, shape: tuple[int, ...], generator: Generator) -> Array:
-    """bool: a uniform number is below `probability` (an array or a number)."""
-    double = getattr(probability, "dtype", None) == np.float64
-    u = empty_array(shape, np.dtype(np.float64 if double else np.float32))
-    _fill_uniform(u, generator, 0.0, 1.0)
-    return np.asarray(u < probability)
+def _hits(probability: Array, shape: tuple[int, ...], generator: Generator) -> Array:
+    """1 with `probability` (0-d: the same for all), else 0."""
+    double = probability.dtype == np.float64 and probability.ndim > 0
+    y = empty_array(shape, np.dtype(np.float64 if double else np.float32))
+    if probability.ndim == 0:
+        kernels(y).random_bernoulli(y, *generator.take(y.size), float(probability))
+        return y
+    _fill_uniform(y, generator, 0.0, 1.0)
+    return np.asarray(y < probability)
 
 
 @method
@@ -441,7 +445,7 @@ def bernoulli(
         _check_floating("bernoulli", x.dtype)
     chance = x if p is None else np.asarray(float(p))
     _check_probabilities("bernoulli", chance)
-    drawn = _below(chance, x.shape, _generator("bernoulli", generator))
+    drawn = _hits(chance, x.shape, _generator("bernoulli", generator))
     result: Tensor = wrap(drawn.astype(x.dtype))
     return result
 
@@ -580,7 +584,7 @@ def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None
     source = _generator("bernoulli_", generator)
 
     def fill(array: Array) -> None:
-        np.copyto(array, _below(chance, array.shape, source), casting="unsafe")
+        np.copyto(array, _hits(chance, array.shape, source), casting="unsafe")
 
     return _overwrite("bernoulli_", self, fill)
 
