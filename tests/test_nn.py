@@ -382,6 +382,16 @@ def test_forward_hooks() -> None:
     assert equal(m(x), plain)
 
 
+def test_removing_twice_takes_no_other_hook_away() -> None:
+    m, seen = nn.ReLU(), []
+    first = m.register_forward_hook(lambda *_: None)
+    first.remove()
+    m.register_forward_hook(lambda *_: seen.append(1))
+    first.remove()
+    m(grebe.ones(1))
+    assert seen == [1]
+
+
 def test_forward_hooks_with_kwargs_and_order() -> None:
     class Add(nn.Module):
         def forward(self, a: Any, *, b: Any = 0) -> Any:

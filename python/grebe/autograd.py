@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -114,12 +115,15 @@ class set_grad_enabled(_GradMode):
 # ---- hooks ----
 
 
+_handle_ids = itertools.count()
+
+
 class RemovableHandle:
     """Returned by the functions that register a hook; `remove()` takes the hook away."""
 
     def __init__(self, hooks: dict[int, Any]) -> None:
         self._hooks = hooks
-        self.id = max(hooks, default=-1) + 1
+        self.id = next(_handle_ids)  # never used twice: a second remove() must find nothing
 
     def remove(self) -> None:
         self._hooks.pop(self.id, None)

@@ -406,7 +406,7 @@ class Tensor(TensorBase):
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self.array.ndim == 0 else object.__format__(self, spec)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:
         from .printing import tensor_string
 
         return tensor_string(self)

@@ -48,8 +48,8 @@ class Parameter(Tensor):
             self.requires_grad_()
         return self
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return "Parameter containing:\n" + super().__repr__(tensor_contents=tensor_contents)
+    def __repr__(self) -> str:
+        return "Parameter containing:\n" + super().__repr__()
 
 
 class Buffer(Tensor):
@@ -145,7 +145,7 @@ class _Uninitialized(Tensor):
         twin._requires_grad = self._requires_grad
         return twin
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
