@@ -605,6 +605,17 @@ def test_workers_compute_after_the_parent_used_threads() -> None:
     assert done.stdout == "done\n", done.stderr
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_while_another_thread_draws() -> None:
+    with grebe.default_generator._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            grebe.manual_seed(1)
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 def test_workers_end_with_a_killed_parent() -> None:
     script = """
         import os, signal, time

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_datasets import idx
 
 import grebe
 from grebe import metrics
@@ -25,6 +24,7 @@ from grebe.__main__ import main
 from grebe.datasets import FashionMNIST
 from grebe.models import MLP, LeNet, SoftmaxRegression
 from grebe.serialization import load_file
+from test_datasets import idx
 
 BUILD = {
     "softmax-regression": lambda: SoftmaxRegression(144),
@@ -211,6 +211,18 @@ def test_ctrl_c_in_the_first_epoch(tmp_path: Path) -> None:
     assert "no epoch was complete" in errors
     assert result(tmp_path / "o")["epochs"] == 0
     assert not (tmp_path / "o" / "model.safetensors").exists()
+
+
+def test_a_closed_pipe_ends_training_quietly(tmp_path: Path) -> None:
+    make_data(tmp_path / "d")
+    run = start("train", "mlp", "--data", "d", "--out", "o", "--epochs", "100000")
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(timeout=60) == 1
+    assert run.stderr is not None
+    assert run.stderr.read() == ""
+    run.stderr.close()
 
 
 # ---- wrong command lines ----

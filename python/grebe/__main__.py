@@ -179,6 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("grebe: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # nobody reads our output any more, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, MemoryError) as error:
         print(f"grebe: error: {error or type(error).__name__}", file=sys.stderr)
         return 1

@@ -207,7 +207,7 @@ def _plan(config: Config, data: Data) -> Plan:
     optimizer, lr = _RECIPES[config.model]
     if config.optimizer is not None and config.optimizer != optimizer:
         optimizer, lr = config.optimizer, {"sgd": 0.1, "adagrad": 0.01}.get(config.optimizer, 1e-3)
-    label = os.path.basename(os.path.normpath(data.name))
+    label = os.path.basename(os.path.abspath(data.name))
     return Plan(
         optimizer=optimizer,
         lr=config.lr if config.lr is not None else lr,

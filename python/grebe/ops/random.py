@@ -128,6 +128,14 @@ default_generator = Generator()
 default_generator.seed()
 
 
+def _after_fork() -> None:
+    """A child may be forked while another thread of its parent draws: it needs a lock of its own."""
+    default_generator._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def manual_seed(seed: int) -> Generator:
     """Starts the default generator's stream of `seed`; returns the generator."""
     return default_generator.manual_seed(seed)
