@@ -344,11 +344,6 @@ class Run:
         )
         test_accuracy = float(confusion.trace() / confusion.sum())
         weights = {name: t.array.copy() for name, t in self.net.state_dict().items()}
-        print(
-            f"{title}  loss {loss:.4f}  accuracy {accuracy:.4f}  test accuracy "
-            f"{test_accuracy:.4f}  {len(order) / seconds:,.0f} samples/s",
-            flush=True,
-        )
         with _undisturbed():
             history = self.history
             history.loss.append(loss)
@@ -358,6 +353,11 @@ class Run:
             history.confusion = confusion
             self.weights = weights
             self._save(epoch + 1 == self.plan.epochs, None)
+        print(
+            f"{title}  loss {loss:.4f}  accuracy {accuracy:.4f}  test accuracy "
+            f"{test_accuracy:.4f}  {len(order) / seconds:,.0f} samples/s",
+            flush=True,
+        )
 
     def _stop(self, why: str, code: int) -> int:
         """Tell that training ended early, and leave the last complete epoch's files."""
