@@ -163,7 +163,7 @@ def test_memory_format_is_kept() -> None:
 
 @pytest.mark.parametrize("name", ["exp", "relu", "sigmoid"])
 def test_large_and_threads(name: str) -> None:
-    """Past the size where outputs are streamed: aligned, unaligned and in place, 1 and 2 threads."""
+    """Past the size where outputs are streamed: aligned, unaligned, in place; 1 and 2 threads."""
     x = values(name, (5_000_003,), np.float32)
     kernel, threads = _cpu.__dict__[name], _cpu.num_threads()
     results = []
