@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import warnings
 
-import grebe.nn.functional as F
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import grebe
+import grebe.nn.functional as F
 from grebe.ops import MODULES
 
 CLEAR = (TypeError, ValueError, RuntimeError, IndexError, MemoryError, NotImplementedError,

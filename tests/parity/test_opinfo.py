@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("expecttest")
 
-import grebe.nn.functional  # noqa: E402
 from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
 
 import grebe  # noqa: E402
+import grebe.nn.functional  # noqa: E402
 
 SAMPLES = 40  # of each op: enough to reach every kind of argument
 

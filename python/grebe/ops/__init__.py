@@ -7,6 +7,7 @@ methods of Tensor; nn.functional imports the rest by name.
 from . import (
     conv,
     creation,
+    dropout,
     elementwise,
     indexing,
     linalg,
@@ -15,9 +16,11 @@ from . import (
     random,
     reduce,
     shape,
+    softmax,
     sort,
 )
 
 MODULES = (
-    conv, creation, elementwise, indexing, linalg, matmul, pool, random, reduce, shape, sort,
+    conv, creation, dropout, elementwise, indexing, linalg, matmul, pool, random, reduce, shape,
+    softmax, sort,
 )  # fmt: skip

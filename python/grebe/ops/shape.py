@@ -7,8 +7,8 @@ either changes the history of both. D2L sections 2.1 and 2.3.
 from __future__ import annotations
 
 import operator
-from itertools import pairwise
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
