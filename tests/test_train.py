@@ -338,7 +338,7 @@ def test_help_and_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in text
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for word in (grebe.__version__, grebe._cpu.isa(), "baseline", "threads", "CUDA", "MiB"):
+    for word in (grebe.__version__, grebe._cpu.isa(), "built levels", "threads", "CUDA", "MiB"):
         assert word in text
 
 
