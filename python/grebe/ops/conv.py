@@ -147,7 +147,7 @@ def _check_operands(
     """Checks tensors and channel counts; returns groups."""
     x = check_image(name, input, spatial)
     w = _check_dtype(name, "weight", weight, x)
-    (groups,) = as_ints(name, "groups", groups, 1, 1)
+    (count,) = as_ints(name, "groups", groups, 1, 1)
     if w.ndim != spatial + 2 or 0 in w.shape:
         roles = "in_channels, out_channels" if transposed else "out_channels, in_channels"
         kernel = ", kH, kW" if spatial == 2 else ", k"
@@ -155,24 +155,24 @@ def _check_operands(
             f"{name}: expected non-empty weight of shape [{roles} / groups{kernel}], "
             f"got {list(w.shape)}"
         )
-    if w.shape[0] % groups:
+    if w.shape[0] % count:
         raise ValueError(
-            f"{name}: weight.shape[0] must be divisible by groups {groups}, got {list(w.shape)}"
+            f"{name}: weight.shape[0] must be divisible by groups {count}, got {list(w.shape)}"
         )
     channels = x.shape[-spatial - 1]
-    expected = w.shape[0] if transposed else w.shape[1] * groups
+    expected = w.shape[0] if transposed else w.shape[1] * count
     if channels != expected:
         raise ValueError(
             f"{name}: expected input of shape {list(x.shape)} to have {expected} channels for "
-            f"weight of shape {list(w.shape)} and groups {groups}, got {channels} channels"
+            f"weight of shape {list(w.shape)} and groups {count}, got {channels} channels"
         )
     if bias is not None:
-        outputs = w.shape[1] * groups if transposed else w.shape[0]
+        outputs = w.shape[1] * count if transposed else w.shape[0]
         if _check_dtype(name, "bias", bias, x).shape != (outputs,):
             raise ValueError(
                 f"{name}: expected bias of shape [{outputs}], got {list(bias.array.shape)}"
             )
-    return groups
+    return count
 
 
 def _padding(

@@ -420,7 +420,7 @@ def _one_row(name: str, input: Tensor, pool: Any) -> Any:
     return _each(pool(input.unsqueeze(axis)), drop, drop)
 
 
-def _row_ints(name: str, **arguments: tuple[Any, int]) -> dict[str, Pair]:
+def _row_ints(name: str, **arguments: tuple[Any, int]) -> dict[str, Any]:
     """One int per argument as a pair for a window of one row; (value, its least)."""
     rows = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
     return {
