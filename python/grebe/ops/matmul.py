@@ -175,8 +175,10 @@ Tensor.__matmul__ = matmul  # type: ignore[method-assign]
 def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
     """The general case of `matmul`, with errors under the caller's name."""
     a, b = expect_tensor(name, "input", input), expect_tensor(name, "other", other)
-    integers = a.dtype == b.dtype and a.dtype.kind in "iu"
-    if not integers:
+    dtype = a.dtype
+    known = dtype is b.dtype and (dtype is _FLOAT32 or dtype is _FLOAT64)
+    integers = not known and dtype == b.dtype and dtype.kind in "iu"
+    if not known and not integers:
         _check_dtypes(name, a, b)
     try:
         _output_shape(a, b)
