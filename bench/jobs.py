@@ -201,7 +201,8 @@ def images(count: int) -> tuple[Any, Any]:
     import grebe
 
     data = grebe.datasets.FashionMNIST(str(FASHION_MNIST), train=True)
-    return np.asarray(data.data[:count]), np.asarray(data.targets[:count])
+    pixels = np.asarray(data.data[:count], np.float32).reshape(-1, 1, 28, 28) / 255
+    return pixels, np.asarray(data.targets[:count], np.int64)
 
 
 def training(lib: ModuleType, steps: int) -> tuple[Any, Callable[[Any, Any], None], Any, Any]:
