@@ -248,8 +248,8 @@ struct BatchNormArrays {
 template <class T>
 bool batch_statistics(const T* x, const Planes& a, const BatchNormArrays& v, double momentum,
                       double eps) {
-  const int64_t bytes = Arena::arena_bytes<Sums>(a.segments() * a.channels) +
-                        Arena::arena_bytes<T>(a.channels);
+  const int64_t bytes =
+      Arena::arena_bytes<Sums>(a.segments() * a.channels) + Arena::arena_bytes<T>(a.channels);
   Arena arena(scratch(static_cast<size_t>(bytes)));
   if (!arena.next) return false;
   Sums* partial = arena.take<Sums>(a.segments() * a.channels);
@@ -348,9 +348,8 @@ void layer_norm_row(const T* x, T* y, int64_t n, const T* weight, const T* bias,
   const T count = static_cast<T>(n);
   const T m = row_sum(x, n, [](vec<T> v, int64_t, int64_t) { return v; }) / count;
   const vec<T> middle = splat(m);
-  const T squares = row_sum(x, n, [=](vec<T> v, int64_t, int64_t) {
-    return (v - middle) * (v - middle);
-  });
+  const T squares =
+      row_sum(x, n, [=](vec<T> v, int64_t, int64_t) { return (v - middle) * (v - middle); });
   const double variance = static_cast<double>(squares / count);
   *mean = m;
   *invstd = static_cast<T>(1 / __builtin_sqrt(variance + eps));
@@ -455,11 +454,10 @@ bool batch_norm(In x, OptIn weight, OptIn bias, OptOut running_mean, OptOut runn
 bool batch_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut gx, OptOut gweight,
                          OptOut gbias, bool training, bool channels_last) {
   const BatchNormGrads out{gx, gweight, gbias};
-  return x.dtype == DType::kFloat32
-             ? batch_norm_backward_any<float>(grad, x, weight, mean, invstd, out, training,
-                                              channels_last)
-             : batch_norm_backward_any<double>(grad, x, weight, mean, invstd, out, training,
-                                               channels_last);
+  return x.dtype == DType::kFloat32 ? batch_norm_backward_any<float>(grad, x, weight, mean, invstd,
+                                                                     out, training, channels_last)
+                                    : batch_norm_backward_any<double>(grad, x, weight, mean, invstd,
+                                                                      out, training, channels_last);
 }
 
 void layer_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int64_t rows,
@@ -472,11 +470,10 @@ void layer_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int
 
 bool layer_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut gx, OptOut gweight,
                          OptOut gbias, int64_t rows, int64_t n) {
-  return x.dtype == DType::kFloat32
-             ? layer_norm_backward_any<float>(grad, x, weight, mean, invstd, gx, gweight, gbias,
-                                              rows, n)
-             : layer_norm_backward_any<double>(grad, x, weight, mean, invstd, gx, gweight, gbias,
-                                               rows, n);
+  return x.dtype == DType::kFloat32 ? layer_norm_backward_any<float>(grad, x, weight, mean, invstd,
+                                                                     gx, gweight, gbias, rows, n)
+                                    : layer_norm_backward_any<double>(grad, x, weight, mean, invstd,
+                                                                      gx, gweight, gbias, rows, n);
 }
 
 }  // namespace grebe::GREBE_ISA

@@ -305,9 +305,9 @@ void adagrad_step(Views params, Views grads, Views sums, double lr, double weigh
 void rmsprop_step(Views params, Views grads, Views square_avgs, Views momentum_buffers,
                   Views grad_avgs, double lr, double alpha, double eps, double weight_decay,
                   double momentum, bool maximize) {
-  step<Rmsprop>({params, grads, square_avgs, momentum_buffers, grad_avgs},
-                RmspropOptions{lr, alpha, eps, weight_decay, momentum, grad_avgs.size > 0,
-                               maximize});
+  step<Rmsprop>(
+      {params, grads, square_avgs, momentum_buffers, grad_avgs},
+      RmspropOptions{lr, alpha, eps, weight_decay, momentum, grad_avgs.size > 0, maximize});
 }
 
 void adadelta_step(Views params, Views grads, Views square_avgs, Views acc_deltas, double lr,

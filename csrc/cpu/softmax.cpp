@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t kOnlineFrom = 4096;  // elements: from here on a row does not stay in L1
 constexpr int64_t kStoreFrom = 65536;  // elements: from here on exp again is cheaper than a reload
-constexpr int kTile = 4;               // vectors side by side for inner > 1
+constexpr int kTile = 4;  // vectors side by side for inner > 1
 
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
@@ -261,7 +261,8 @@ void logsumexp_any(In input, Out output, const Layout& a) {
   const T* x = data<T>(input);
   T* lse = data<T>(output);
   if (a.inner == 1) {
-    for_each_row(a.outer, a.n, [=](int64_t i) { lse[i] = log_sum_exp(row_exponentials(x + i * a.n, a.n)); });
+    for_each_row(a.outer, a.n,
+                 [=](int64_t i) { lse[i] = log_sum_exp(row_exponentials(x + i * a.n, a.n)); });
     return;
   }
   for_each_tile<T>(a, [=](int64_t o, int64_t j, int64_t width) {
@@ -280,21 +281,18 @@ void logsumexp_any(In input, Out output, const Layout& a) {
 
 template <class T>
 void softmax_backward_row(const T* g, const T* y, T* gx, int64_t n) {
-  const T dot = row_sum(g, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    return v * load_upto(y + i, valid);
-  });
+  const T dot = row_sum(
+      g, n, [=](vec<T> v, int64_t i, int64_t valid) { return v * load_upto(y + i, valid); });
   const vec<T> d = splat(dot);
-  row_map(g, gx, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    return (v - d) * load_upto(y + i, valid);
-  });
+  row_map(g, gx, n,
+          [=](vec<T> v, int64_t i, int64_t valid) { return (v - d) * load_upto(y + i, valid); });
 }
 
 template <class T>
 void log_softmax_backward_row(const T* g, const T* y, T* gx, int64_t n) {
   const vec<T> s = splat(row_sum(g, n, [](vec<T> v, int64_t, int64_t) { return v; }));
-  row_map(g, gx, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    return v - exp(load_upto(y + i, valid)) * s;
-  });
+  row_map(g, gx, n,
+          [=](vec<T> v, int64_t i, int64_t valid) { return v - exp(load_upto(y + i, valid)) * s; });
 }
 
 template <class T>
@@ -497,8 +495,7 @@ void cross_entropy_tile(const T* x, T* stats, T* loss, const Layout& a, const Ta
 
 template <class T>
 bool cross_entropy_any(In x, In labels, OptIn weight, Out stats, Out loss, Out info,
-                       const Layout& a, int64_t ignore_index, double smoothing,
-                       int64_t reduction) {
+                       const Layout& a, int64_t ignore_index, double smoothing, int64_t reduction) {
   const Targets<T> t(labels, weight, a.n, ignore_index, smoothing);
   return reduce_loss(t, a, reduction, loss, info, [&](T* each) {
     if (a.inner == 1) {
@@ -592,8 +589,8 @@ void cross_entropy_backward_any(In x, In labels, OptIn weight, In stats, In grad
   }
   for_each_tile<T>(a, [&](int64_t o, int64_t j, int64_t width) {
     const int64_t at = o * a.n * a.inner + j;
-    cross_entropy_backward_tile(data<T>(x) + at, s, data<T>(gx) + at, a, t, scale,
-                                o * a.inner + j, width);
+    cross_entropy_backward_tile(data<T>(x) + at, s, data<T>(gx) + at, a, t, scale, o * a.inner + j,
+                                width);
   });
 }
 
@@ -609,9 +606,8 @@ bool nll_loss_any(In x, In labels, OptIn weight, Out loss, Out info, const Layou
   return reduce_loss(t, a, reduction, loss, info, [&](T* each) {
     parallel_for(a.positions(), kWork, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        each[i] = t.ignored(i)
-                      ? T{0}
-                      : -t.label_weight(i) * data<T>(x)[label_offset(a, i, t.labels[i])];
+        each[i] =
+            t.ignored(i) ? T{0} : -t.label_weight(i) * data<T>(x)[label_offset(a, i, t.labels[i])];
     });
   });
 }
@@ -624,7 +620,8 @@ void nll_loss_backward_any(In labels, OptIn weight, In grad, Out gx, const Layou
   T* out = data<T>(gx);
   const int64_t block = a.n * a.inner;
   parallel_for(a.outer, at_least_one(kWork / at_least_one(block)), [&](int64_t begin, int64_t end) {
-    __builtin_memset(out + begin * block, 0, sizeof(T) * static_cast<size_t>((end - begin) * block));
+    __builtin_memset(out + begin * block, 0,
+                     sizeof(T) * static_cast<size_t>((end - begin) * block));
     for (int64_t i = begin * a.inner; i < end * a.inner; ++i)
       if (!t.ignored(i)) out[label_offset(a, i, t.labels[i])] = -t.label_weight(i) * scale(i);
   });
@@ -632,9 +629,8 @@ void nll_loss_backward_any(In labels, OptIn weight, In grad, Out gx, const Layou
 
 }  // namespace
 
-#define BY_DTYPE(array, function, ...)                                          \
-  ((array).dtype == DType::kFloat32 ? function<float>(__VA_ARGS__)              \
-                                    : function<double>(__VA_ARGS__))
+#define BY_DTYPE(array, function, ...) \
+  ((array).dtype == DType::kFloat32 ? function<float>(__VA_ARGS__) : function<double>(__VA_ARGS__))
 
 void softmax(In x, Out y, int64_t outer, int64_t n, int64_t inner, bool logarithm) {
   BY_DTYPE(x, softmax_any, x, y, Layout{outer, n, inner}, logarithm);

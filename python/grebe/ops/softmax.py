@@ -225,6 +225,8 @@ def _logsumexp_dims(input: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tens
     found = [check_dim("logsumexp", d, input.ndim) for d in dims]
     if len(set(found)) != len(found):
         raise RuntimeError(f"logsumexp: dim {list(dims)} names a dimension twice")
+    if input.ndim == 0:
+        return logsumexp(input, 0)
     kept = [d for d in range(input.ndim) if d not in found]
     sizes = [input.shape[d] for d in kept]
     merged = input.permute(*kept, *found).reshape(*sizes, -1)
