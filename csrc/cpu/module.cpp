@@ -507,6 +507,32 @@ PyObject* py_empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return new_array(descr, static_cast<int>(ndim), shape, strided ? strides : nullptr);
 }
 
+// expand(array, shape): a view that repeats dimensions of size 1 (stride 0); new ones in front.
+PyObject* py_expand(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2 || !PyArray_Check(args[0]) || !PyTuple_Check(args[1]))
+    return PyErr_Format(PyExc_TypeError, "expand(array: numpy.ndarray, shape: tuple)");
+  PyArrayObject* a = reinterpret_cast<PyArrayObject*>(args[0]);
+  const Py_ssize_t ndim = PyTuple_GET_SIZE(args[1]), lead = ndim - PyArray_NDIM(a);
+  if (ndim > kMaxDims || lead < 0)
+    return PyErr_Format(PyExc_ValueError, "expand: %d to %zd dimensions", PyArray_NDIM(a), ndim);
+  npy_intp shape[kMaxDims], strides[kMaxDims];
+  for (Py_ssize_t d = 0; d < ndim; ++d) {
+    shape[d] = PyLong_AsSsize_t(PyTuple_GET_ITEM(args[1], d));
+    if (shape[d] == -1 && PyErr_Occurred()) return nullptr;
+    const bool same = d >= lead && PyArray_DIM(a, d - lead) == shape[d];
+    if (shape[d] < 0 || (!same && d >= lead && PyArray_DIM(a, d - lead) != 1))
+      return PyErr_Format(PyExc_ValueError, "expand: size %zd in dimension %zd", shape[d], d);
+    strides[d] = same ? PyArray_STRIDE(a, d - lead) : 0;
+  }
+  Py_INCREF(PyArray_DESCR(a));
+  PyObject* view = PyArray_NewFromDescr(&PyArray_Type, PyArray_DESCR(a), static_cast<int>(ndim),
+                                        shape, strides, PyArray_DATA(a),
+                                        PyArray_FLAGS(a) & NPY_ARRAY_WRITEABLE, nullptr);
+  if (view && PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(view), Py_NewRef(args[0])) < 0)
+    Py_CLEAR(view);
+  return view;
+}
+
 PyMethodDef g_methods[] = {
 #define UNARY(name) {#name, fast(py_##name), METH_FASTCALL, #name "(x, out=None, *params)"},
 #define BINARY(name) {#name, fast(py_##name), METH_FASTCALL, #name "(a, b, out=None, *params)"},
@@ -516,6 +542,7 @@ PyMethodDef g_methods[] = {
 #undef BINARY
 #undef OP
     {"empty", fast(py_empty), METH_FASTCALL, "empty(shape, dtype, strides=None)"},
+    {"expand", fast(py_expand), METH_FASTCALL, "expand(array, shape)"},
     {nullptr, nullptr, 0, nullptr}};
 
 // ---- set-up ----

@@ -219,10 +219,11 @@ class _Pass:
             self.owned.add(edge)
 
     def run(self) -> None:
-        heap, captured, send = self.heap, self.captured, self.send
+        heap, captured, needed = self.heap, self.captured, self.needed
+        push, pop = heapq.heappush, heapq.heappop
         try:
             while heap:
-                node = heapq.heappop(heap)[1]
+                node = pop(heap)[1]
                 gradient, node.pending = node.pending, None
                 if node.hooks is not None:
                     gradient = _run_hooks(node.hooks, gradient)
@@ -246,8 +247,13 @@ class _Pass:
                         f"{len(edges)} inputs"
                     )
                 for edge, input_gradient in zip(edges, result):  # noqa: B905
-                    if edge is not None and input_gradient is not None:
-                        send(edge, input_gradient)
+                    if edge is None or input_gradient is None:
+                        continue
+                    if needed is None and isinstance(edge, Node) and edge.pending is None:
+                        edge.pending = input_gradient
+                        push(heap, (-edge.sequence, edge))
+                    else:
+                        self.send(edge, input_gradient)
         finally:  # after an error, nothing of this walk may leak into the next one
             for _, node in heap:
                 node.pending = None

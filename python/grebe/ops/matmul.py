@@ -69,8 +69,13 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _product_2d(a: Array, b: Array) -> Array:
-    y = empty((a.shape[0], b.shape[1]), a.dtype, a)
-    _multiply(a, b, None, y)
+    if type(a) is not np.ndarray:
+        return _product(a, b)
+    y: Array = _cpu.empty((a.shape[0], b.shape[1]), a.dtype)
+    try:
+        _cpu.matmul(a, b, None, y, _NO_ACTIVATION, 0.0)
+    except TypeError:
+        _multiply(a, b, None, y)
     return y
 
 
@@ -100,16 +105,16 @@ class Matmul(Node):
 
     def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = self.saved
-        want_a, want_b = (edge is not None for edge in self.edges)
+        to_a, to_b = self.edges
         if grad_enabled() or a.array.ndim != 2 or b.array.ndim != 2:
             return (
-                _gradient_left(grad, a, b) if want_a else None,
-                _gradient_right(grad, a, b) if want_b else None,
+                None if to_a is None else _gradient_left(grad, a, b),
+                None if to_b is None else _gradient_right(grad, a, b),
             )
         g = grad.array
         return (
-            wrap(_product_2d(g, b.array.T)) if want_a else None,
-            wrap(_product_2d(a.array.T, g)) if want_b else None,
+            None if to_a is None else wrap(_product_2d(g, b.array.T)),
+            None if to_b is None else wrap(_product_2d(a.array.T, g)),
         )
 
 

@@ -17,6 +17,7 @@ from .._cpu import Node, TensorBase, record, wrap
 from ..autograd import record_many
 from ..backend import contiguous as contiguous_array
 from ..backend import empty as empty_array
+from ..backend import kernels
 from ..dtypes import as_dtype, is_floating, promote_types
 from ..tensor import (
     Size,
@@ -290,18 +291,17 @@ class Expand(Node):
 def expand(self: Tensor, *sizes: Any) -> Tensor:
     """A view that repeats dimensions of size 1 (stride 0); -1 keeps a size."""
     wanted, shape = _sizes("expand", sizes), self.array.shape
-    lead = len(wanted) - len(shape)
-    target = tuple(shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted))
-    fits = lead >= 0 and all(s >= 0 for s in target)
-    if not fits or any(s not in (1, target[lead + i]) for i, s in enumerate(shape)):
-        raise RuntimeError(f"expand: shape {list(shape)} can't be expanded to {list(wanted)}")
-    y = np.lib.stride_tricks.as_strided(
-        self.array, target,
-        (0,) * lead + tuple(
-            st if s == target[lead + i] else 0
-            for i, (s, st) in enumerate(zip(shape, self.array.strides, strict=True))
-        ),
-    )  # fmt: skip
+    if -1 in wanted:
+        lead = len(wanted) - len(shape)
+        wanted = tuple(
+            shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted)
+        )
+    try:
+        y = kernels(self.array).expand(self.array, wanted)
+    except ValueError:
+        raise RuntimeError(
+            f"expand: shape {list(shape)} can't be expanded to {list(wanted)}"
+        ) from None
     return record_view(Expand, y, self, (shape,))
 
 
