@@ -108,6 +108,11 @@ unary(
     lambda x, negative_slope: np.where(x > 0, 1, negative_slope).astype(x.dtype),
 )
 unary(
+    "softplus",
+    lambda x, beta=1.0, threshold=20.0: np.where(beta * x > threshold, x, softplus(beta * x) / beta),
+    lambda x, beta=1.0, threshold=20.0: np.where(beta * x > threshold, 1, sigmoid(beta * x)),
+)
+unary(
     "elu",
     lambda x, alpha=1.0: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
     lambda x, alpha=1.0: np.where(x > 0, 1, alpha * np.exp(np.minimum(x, 0))),

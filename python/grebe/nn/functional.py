@@ -19,7 +19,7 @@ from ..backend import empty
 from ..dtypes import is_floating
 from ..ops.conv import conv1d, conv2d, conv_transpose2d
 from ..ops.dropout import dropout, dropout1d, dropout2d
-from ..ops.elementwise import clamp, gelu, logsigmoid, sigmoid, tanh, where
+from ..ops.elementwise import clamp, gelu, logsigmoid, sigmoid, softplus, tanh, where
 from ..ops.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -108,6 +108,7 @@ __all__ = [
     "softmax",
     "softmin",
     "softshrink",
+    "softplus",
     "softsign",
     "tanh",
     "tanhshrink",

@@ -818,6 +818,27 @@ def logsigmoid(input: Tensor) -> Tensor:
     return unary("logsigmoid", LogSigmoid, input)
 
 
+class Softplus(Node):
+    """dy/dx = sigmoid(beta x)."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Any:
+        x, beta, threshold = self.saved
+        if not grad_enabled():
+            return backward_kernel("softplus_backward", grad, x, beta, threshold)
+        slope = sigmoid(mul(x, beta))
+        return mul(grad, where(wrap(beta * x.array > threshold), _scalar_like(x, 1.0), slope))
+
+
+@method
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + e^(beta x)) / beta, a smooth relu; x itself where beta x > threshold."""
+    if beta == 0:
+        raise ValueError("softplus: beta must not be 0")
+    return unary("softplus", Softplus, input, float(beta), float(threshold))
+
+
 class Clamp(Node):
     __slots__ = ()
 
