@@ -10,8 +10,8 @@ namespace grebe {
 
 struct MemoryStats {
   int64_t allocated;  // bytes in live buffers
-  int64_t cached;     // bytes in free buffers kept for reuse
-  int64_t peak;       // highest `allocated` so far
+  int64_t cached;  // bytes in free buffers kept for reuse
+  int64_t peak;  // highest `allocated` so far
 };
 
 // 64-byte aligned; nullptr when memory is exhausted even after emptying the cache. Thread-safe.

@@ -39,8 +39,8 @@ int64_t version_of(const TensorBase* t) { return t->counter ? t->counter->value 
 // ---- TensorBase ----
 
 PyObject* wrap_array(PyObject* array) {
-  PyObject* storage =
-      Py_IS_TYPE(array, g_array_class) ? Py_NewRef(array) : PyObject_CallOneArg(g_as_storage, array);
+  PyObject* storage = Py_IS_TYPE(array, g_array_class) ? Py_NewRef(array)
+                                                       : PyObject_CallOneArg(g_as_storage, array);
   if (!storage) return nullptr;
   PyObject* self = g_tensor_class->tp_alloc(g_tensor_class, 0);
   if (self)
@@ -206,9 +206,8 @@ PyMemberDef node_members[] = {
     {nullptr, 0, 0, 0, nullptr}};
 PyGetSetDef node_getset[] = {{"saved", node_saved, nullptr, "values kept for backward", nullptr},
                              {nullptr, nullptr, nullptr, nullptr, nullptr}};
-PyMethodDef node_methods[] = {
-    {"release", node_release, METH_NOARGS, "Frees the saved values."},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef node_methods[] = {{"release", node_release, METH_NOARGS, "Frees the saved values."},
+                              {nullptr, nullptr, 0, nullptr}};
 
 PyTypeObject node_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
@@ -401,7 +400,8 @@ bool add_tape(PyObject* module) {
       {"bump", method(bump), METH_O, "bump(tensor)"},
       {"grad_enabled", method(grad_enabled), METH_NOARGS, "grad_enabled() -> bool"},
       {"set_grad_enabled", method(set_grad_enabled), METH_O, "returns the mode before"},
-      {"set_classes", method(set_classes), METH_VARARGS, "set_classes(Tensor, ndarray, as_storage)"},
+      {"set_classes", method(set_classes), METH_VARARGS,
+       "set_classes(Tensor, ndarray, as_storage)"},
       {nullptr, nullptr, 0, nullptr}};
   if (PyType_Ready(&tensor_base_type) < 0 || PyType_Ready(&node_type) < 0) return false;
   if (PyModule_AddObjectRef(module, "TensorBase", (PyObject*)&tensor_base_type) < 0) return false;

@@ -4,7 +4,16 @@
 
 namespace grebe {
 
-enum class DType : int8_t { kFloat32, kFloat64, kBFloat16, kFloat16, kInt64, kInt32, kUInt8, kBool };
+enum class DType : int8_t {
+  kFloat32,
+  kFloat64,
+  kBFloat16,
+  kFloat16,
+  kInt64,
+  kInt32,
+  kUInt8,
+  kBool
+};
 
 constexpr int kMaxDims = 16;
 

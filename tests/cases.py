@@ -131,9 +131,7 @@ CASES += [
     case("leaky_relu", "nn.functional.leaky_relu", normal(s), negative_slope=0.1) for s in SIZES
 ]
 CASES += [case("clamp", "clamp", normal(s), min=-0.5, max=0.7) for s in SIZES]
-CASES += [
-    case("softplus", "nn.functional.softplus", normal(s, scale=9.0), beta=2.0) for s in SIZES
-]
+CASES += [case("softplus", "nn.functional.softplus", normal(s, scale=9.0), beta=2.0) for s in SIZES]
 CASES += [case(op, op, given("edges", EDGES)) for op in ("exp", "tanh", "sigmoid", "relu", "erf")]
 CASES += [case(op, op, normal(s, s)) for op in ("add", "sub", "mul") for s in SIZES]
 CASES += [case(op, op, normal(a, b)) for op in ("add", "sub", "mul") for a, b in BROADCAST]

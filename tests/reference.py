@@ -109,7 +109,9 @@ unary(
 )
 unary(
     "softplus",
-    lambda x, beta=1.0, threshold=20.0: np.where(beta * x > threshold, x, softplus(beta * x) / beta),
+    lambda x, beta=1.0, threshold=20.0: np.where(
+        beta * x > threshold, x, softplus(beta * x) / beta
+    ),
     lambda x, beta=1.0, threshold=20.0: np.where(beta * x > threshold, 1, sigmoid(beta * x)),
 )
 unary(

@@ -23,7 +23,7 @@ namespace {
 
 constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;  // of a tile's row: 32 or 16 registers
 constexpr int kRows = 6;
-constexpr int kRowsOfOne = 8;    // rows when the row is one vector: enough chains to hide latency
+constexpr int kRowsOfOne = 8;  // rows when the row is one vector: enough chains to hide latency
 constexpr int64_t kDepth = 512;  // of k between two stores of a tile: keeps a strip within L2
 
 constexpr int rows_for(int vectors) { return vectors == 1 ? kRowsOfOne : kRows; }
@@ -514,7 +514,7 @@ bool grad_input(const Problem& p, In grad, In w, Out gx) {
 
 // ---- gradient of weight and bias ----
 
-constexpr int64_t kChunks = 16;                     // partial sums, at most
+constexpr int64_t kChunks = 16;  // partial sums, at most
 constexpr int64_t kChunkBytes = int64_t{64} << 20;  // of all partial sums together, about
 constexpr int kDotRows = kVectorBytes == 64 ? 6 : 3;
 constexpr int kDotTaps = 4;

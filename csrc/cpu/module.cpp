@@ -425,8 +425,7 @@ PyObject* elementwise(PyObject* const* args, Py_ssize_t count, int inputs, const
   }
   PyArrayObject* array = reinterpret_cast<PyArrayObject*>(out);
   e.set_strides(array);
-  const DType dtype =
-      PyArray_TYPE(e.like) == NPY_FLOAT32 ? DType::kFloat32 : DType::kFloat64;
+  const DType dtype = PyArray_TYPE(e.like) == NPY_FLOAT32 ? DType::kFloat32 : DType::kFloat64;
   const int64_t itemsize = PyArray_ITEMSIZE(e.like);
   {
     GilRelease release(PyArray_SIZE(array) >= kReleaseGilFrom);
@@ -438,34 +437,34 @@ PyObject* elementwise(PyObject* const* args, Py_ssize_t count, int inputs, const
 }
 
 PyObject* call_unary(UnaryLoop* loop, PyObject* const* args, Py_ssize_t count) {
-  return elementwise(args, count, 1,
-                     [loop](DType t, int64_t n, char** p, const int64_t* s, int64_t size,
-                            const double* params) {
-                       loop(t, n, p[1], s[1] / size, p[0], s[0] / size, params);
-                     });
+  return elementwise(
+      args, count, 1,
+      [loop](DType t, int64_t n, char** p, const int64_t* s, int64_t size, const double* params) {
+        loop(t, n, p[1], s[1] / size, p[0], s[0] / size, params);
+      });
 }
 
 PyObject* call_binary(BinaryLoop* loop, PyObject* const* args, Py_ssize_t count) {
-  return elementwise(args, count, 2,
-                     [loop](DType t, int64_t n, char** p, const int64_t* s, int64_t size,
-                            const double* params) {
-                       loop(t, n, p[1], s[1] / size, p[2], s[2] / size, p[0], s[0] / size, params);
-                     });
+  return elementwise(
+      args, count, 2,
+      [loop](DType t, int64_t n, char** p, const int64_t* s, int64_t size, const double* params) {
+        loop(t, n, p[1], s[1] / size, p[2], s[2] / size, p[0], s[0] / size, params);
+      });
 }
 
 // ---- one function per line of ops.def ----
 
-#define UNARY(name)                                                                 \
-  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {         \
-    return call_unary(g_table->name, args, count);                                  \
+#define UNARY(name)                                                         \
+  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) { \
+    return call_unary(g_table->name, args, count);                          \
   }
-#define BINARY(name)                                                                \
-  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {         \
-    return call_binary(g_table->name, args, count);                                 \
+#define BINARY(name)                                                        \
+  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) { \
+    return call_binary(g_table->name, args, count);                         \
   }
-#define OP(result, name, signature)                                                 \
-  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {         \
-    return call_op(g_table->name, Where{#name, #signature}, args, count);           \
+#define OP(result, name, signature)                                         \
+  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) { \
+    return call_op(g_table->name, Where{#name, #signature}, args, count);   \
   }
 #include "../ops.def"
 #undef UNARY
@@ -525,9 +524,9 @@ PyObject* py_expand(PyObject*, PyObject* const* args, Py_ssize_t count) {
     strides[d] = same ? PyArray_STRIDE(a, d - lead) : 0;
   }
   Py_INCREF(PyArray_DESCR(a));
-  PyObject* view = PyArray_NewFromDescr(&PyArray_Type, PyArray_DESCR(a), static_cast<int>(ndim),
-                                        shape, strides, PyArray_DATA(a),
-                                        PyArray_FLAGS(a) & NPY_ARRAY_WRITEABLE, nullptr);
+  PyObject* view =
+      PyArray_NewFromDescr(&PyArray_Type, PyArray_DESCR(a), static_cast<int>(ndim), shape, strides,
+                           PyArray_DATA(a), PyArray_FLAGS(a) & NPY_ARRAY_WRITEABLE, nullptr);
   if (view && PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(view), Py_NewRef(args[0])) < 0)
     Py_CLEAR(view);
   return view;
@@ -552,9 +551,10 @@ void choose_level() {
   g_isa = wanted && *wanted ? wanted : best_level();
   g_table = table_for(g_isa);
   if (!g_table)
-    throw py::import_error(std::string("GREBE_ISA=") + g_isa +
-                           ": no such level in this build, or not supported by this machine (best: " +
-                           best_level() + ")");
+    throw py::import_error(
+        std::string("GREBE_ISA=") + g_isa +
+        ": no such level in this build, or not supported by this machine (best: " + best_level() +
+        ")");
 }
 
 bool init_numpy() {

@@ -15,10 +15,10 @@
 namespace grebe::GREBE_ISA {
 namespace {
 
-constexpr int64_t kRowFlush = 4096;         // elements per flush of the vector accumulators
-constexpr int64_t kColumnFlush = 128;       // rows per flush
-constexpr int64_t kChunk = 65536;           // elements of x per unit of a cut reduction
-constexpr int64_t kEnoughUnits = 16;        // with so many results nothing is cut
+constexpr int64_t kRowFlush = 4096;  // elements per flush of the vector accumulators
+constexpr int64_t kColumnFlush = 128;  // rows per flush
+constexpr int64_t kChunk = 65536;  // elements of x per unit of a cut reduction
+constexpr int64_t kEnoughUnits = 16;  // with so many results nothing is cut
 constexpr int64_t kThreadElements = 32768;  // a thread gets at least so much of x
 constexpr int kTileVectors = 8;
 
@@ -28,7 +28,7 @@ struct Plan {
   int kept = 0, reduced = 0;
   int64_t outputs = 1, count = 1;  // results, and elements of x behind each
   int64_t size[kMaxDims], stride[kMaxDims], y_stride[kMaxDims], z_stride[kMaxDims];  // kept
-  int64_t r_size[kMaxDims], r_stride[kMaxDims];                                      // reduced
+  int64_t r_size[kMaxDims], r_stride[kMaxDims];  // reduced
   bool rows;
   int64_t chunks, chunk;  // the reduction is cut into chunks of `chunk` elements
 };

@@ -528,8 +528,13 @@ def check_writable(name: str, tensor: Tensor) -> None:
     array = tensor.array
     if not array.flags.writeable:
         raise RuntimeError(f"{name}: the tensor's memory is read-only; clone() it first")
-    if array.size and 0 in array.strides and any(
-        stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)
+    if (
+        array.size
+        and 0 in array.strides
+        and any(
+            stride == 0 and size > 1
+            for stride, size in zip(array.strides, array.shape, strict=True)
+        )
     ):
         raise RuntimeError(
             f"{name}: several elements share one memory location (an expanded tensor); "

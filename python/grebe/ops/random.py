@@ -129,7 +129,7 @@ default_generator.seed()
 
 
 def _after_fork() -> None:
-    """A child may be forked while another thread of its parent draws: it needs a lock of its own."""
+    """A child may be forked while another thread of its parent draws: it needs its own lock."""
     default_generator._lock = threading.Lock()
 
 
