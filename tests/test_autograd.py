@@ -225,6 +225,14 @@ def test_gradients_do_not_share_memory():
     assert seed.tolist() == [1, 1, 1]
 
 
+def test_a_gradient_that_a_hook_kept_is_not_taken_over():
+    x, kept = leaf(3), []
+    x.register_hook(kept.append)
+    (x * 2).sum().backward()
+    x.grad.zero_()
+    assert kept[0].tolist() == [2, 2, 2]
+
+
 def test_expanded_gradient_is_stored_as_memory_of_its_own():
     x = leaf(4)
     x.sum().backward()

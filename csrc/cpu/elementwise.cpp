@@ -176,6 +176,7 @@ V clamp_to(V x, V low, V high) {
   }
 
 // clang-format off: it takes products for pointers
+GREBE_UNARY(copy, x)
 GREBE_UNARY(neg, -x)
 GREBE_UNARY(abs, abs(x))
 GREBE_UNARY(exp, exp(x))

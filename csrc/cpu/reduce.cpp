@@ -15,7 +15,7 @@
 namespace grebe::GREBE_ISA {
 namespace {
 
-constexpr int64_t kRowFlush = 4096;  // elements per flush of the vector accumulators
+constexpr int64_t kRowFlush = 64 * kVectorBytes;  // elements per flush of the vector accumulators
 constexpr int64_t kColumnFlush = 128;  // rows per flush
 constexpr int64_t kChunk = 65536;  // elements of x per unit of a cut reduction
 constexpr int64_t kEnoughUnits = 16;  // with so many results nothing is cut

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import _cpu
 from ._cpu import Node, TensorBase, attach, grad_enabled, wrap
+from .backend import copy
 
 __all__ = [
     "Function",
@@ -275,9 +276,9 @@ def _accumulate(total: Any, gradient: Any, owned: bool) -> Any:
     return total + gradient
 
 
-# References to a gradient that nobody but the engine holds: `entry`, two locals, getrefcount's own.
-_TENSOR_REFERENCES = 4
-_ARRAY_REFERENCES = 2
+# References to a gradient that nobody but the engine holds: a local of the caller, the argument and
+# getrefcount's own; to its array: the tensor, a local and getrefcount's own.
+_REFERENCES = 3
 
 
 def _own(gradient: Any, keep: Any) -> Any:
@@ -287,17 +288,17 @@ def _own(gradient: Any, keep: Any) -> Any:
     private = base is None or type(base).__name__ == "Buffer"
     if (
         private
-        and sys.getrefcount(gradient) <= _TENSOR_REFERENCES
-        and sys.getrefcount(array) <= _ARRAY_REFERENCES + 1
+        and sys.getrefcount(gradient) <= _REFERENCES
+        and sys.getrefcount(array) <= _REFERENCES
         and array.shape == keep.array.shape
         and array.dtype == keep.array.dtype
         and array.flags.writeable
         and (array.strides == keep.array.strides or array.flags.c_contiguous)
     ):
         return gradient.detach() if gradient._requires_grad else gradient
-    copy = np.empty_like(keep.array)
-    copy[...] = array
-    return wrap(copy)
+    if array.dtype == keep.array.dtype and array.shape == keep.array.shape:
+        return wrap(copy(array))
+    return wrap(np.array(np.broadcast_to(array, keep.array.shape), keep.array.dtype))
 
 
 def _store(leaf: Any, entry: list[Any], create_graph: bool) -> None:

@@ -58,10 +58,17 @@ def empty_channels_last(shape: tuple[int, ...], dtype: np.dtype[Any], like: Arra
     return result
 
 
+def copy(array: Array) -> Array:
+    """A dense copy in the same memory format, on pooled memory."""
+    result = kernels(array).copy(array)
+    return array.copy(order="K") if result is NotImplemented else result
+
+
 def contiguous(array: Array) -> Array:
     """`array` itself if it is C-contiguous, aligned and native, else a copy that is."""
     if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
         return array
-    copy = empty(array.shape, array.dtype.newbyteorder("="), array)
-    copy[...] = array
-    return copy
+    result = empty(array.shape, array.dtype.newbyteorder("="), array)
+    if kernels(array).copy(array, result) is NotImplemented:
+        result[...] = array
+    return result

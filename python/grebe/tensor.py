@@ -17,6 +17,7 @@ import numpy as np
 from . import _cpu, autograd
 from ._cpu import Node, TensorBase, bump, grad_enabled, record, share, wrap
 from .backend import Array, as_storage
+from .backend import copy as copy_array
 
 __all__ = ["Size", "Tensor", "device", "is_tensor"]
 
@@ -421,7 +422,7 @@ class Tensor(TensorBase):
         if id(self) in memo:
             known: Tensor = memo[id(self)]
             return known
-        result = _same_kind(self, wrap(_copy_layout(self.array)))
+        result = _same_kind(self, wrap(copy_array(self.array)))
         memo[id(self)] = result
         result._requires_grad = self._requires_grad
         result._grad = copy.deepcopy(self._grad, memo)
@@ -440,10 +441,6 @@ def _same_kind(like: Tensor, tensor: Tensor) -> Tensor:
     result: Tensor = TensorBase.__new__(type(like))
     result.array = tensor.array
     return result
-
-
-def _copy_layout(array: Array) -> Array:
-    return array.copy(order="K")
 
 
 def _rebuild(kind: type[Tensor], array: Array, requires_grad: bool) -> Tensor:
@@ -544,7 +541,7 @@ def check_writable(name: str, tensor: Tensor) -> None:
 
 def snapshot(tensor: Tensor) -> Tensor:
     """The tensor as it is now: a copy with the same history."""
-    out: Tensor = wrap(_copy_layout(tensor.array))
+    out: Tensor = wrap(copy_array(tensor.array))
     out._node = tensor._node
     out._requires_grad = tensor._requires_grad
     return out

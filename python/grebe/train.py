@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 import grebe
 
-from . import _cpu, metrics, nn, optim
+from . import _cpu, metrics, optim
 from ._cpu import wrap
 from .autograd import no_grad
 from .backend import empty
 from .datasets import MNIST, Digits, FashionMNIST, IDXImages, ImageDataset
 from .models import MLP, LeNet, SoftmaxRegression
 from .nn.functional import cross_entropy
+from .nn.modules.module import Module
 from .serialization import atomic_write, save_file
 from .utils.data.dataset import take
 
@@ -217,7 +218,7 @@ def _plan(config: Config, data: Data) -> Plan:
     )
 
 
-def _build(model: str, data: Data) -> nn.Module:
+def _build(model: str, data: Data) -> Module:
     _, _, height, width = data.train.images.shape
     classes = len(data.classes)
     if model == "softmax-regression":
@@ -243,7 +244,7 @@ def _open_folder(path: str) -> None:
 
 
 def train_epoch(
-    net: nn.Module,
+    net: Module,
     optimizer: Any,
     part: Part,
     batch_size: int,
@@ -275,7 +276,7 @@ def train_epoch(
     return total / seen, correct / seen
 
 
-def evaluate(net: nn.Module, part: Part) -> NDArray[np.int64]:
+def evaluate(net: Module, part: Part) -> NDArray[np.int64]:
     """Predicted labels [N]."""
     net.eval()
     guesses = []

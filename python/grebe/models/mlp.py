@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from .. import nn
+from ..nn.modules.activation import ReLU
+from ..nn.modules.container import Sequential
+from ..nn.modules.flatten import Flatten
+from ..nn.modules.linear import Linear
 
 
-class MLP(nn.Sequential):
+class MLP(Sequential):
     """Flatten, a hidden layer with ReLU, a linear layer to the logits of the classes.
 
     Args:
@@ -18,8 +21,8 @@ class MLP(nn.Sequential):
 
     def __init__(self, num_inputs: int = 784, num_hidden: int = 256, num_classes: int = 10) -> None:
         super().__init__(
-            nn.Flatten(),
-            nn.Linear(num_inputs, num_hidden),
-            nn.ReLU(),
-            nn.Linear(num_hidden, num_classes),
+            Flatten(),
+            Linear(num_inputs, num_hidden),
+            ReLU(),
+            Linear(num_hidden, num_classes),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from .. import nn
+from ..nn.modules.container import Sequential
+from ..nn.modules.flatten import Flatten
+from ..nn.modules.linear import Linear
 
 
-class SoftmaxRegression(nn.Sequential):
+class SoftmaxRegression(Sequential):
     """Flatten, then one linear layer to the logits of the classes.
 
     Args:
@@ -16,4 +18,4 @@ class SoftmaxRegression(nn.Sequential):
     """
 
     def __init__(self, num_inputs: int = 784, num_classes: int = 10) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(num_inputs, num_classes))
+        super().__init__(Flatten(), Linear(num_inputs, num_classes))

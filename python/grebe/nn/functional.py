@@ -142,7 +142,7 @@ def _overwrite(function: Any, input: Tensor, *params: float) -> Tensor:
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(input, 0); inplace: overwrites input. D2L section 5.1."""
-    return input.relu_() if inplace else ops.elementwise.relu(input)
+    return _tensor("relu", "input", input).relu_() if inplace else ops.elementwise.relu(input)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -546,9 +546,17 @@ def _constant_pad(input: Tensor, pad: Sequence[int], value: float) -> Tensor:
 
 def _padded_index(mode: str, size: int, before: int, after: int) -> Any:
     """Per position of the padded dim, the position in the input that it shows."""
+    if mode == "circular":  # negative amounts crop first, then the rest wraps around
+        rest = np.arange(max(-before, 0), size - max(-after, 0))
+        if max(before, after) > len(rest):
+            raise RuntimeError(
+                f"pad: circular padding must be at most {len(rest)} for a dim of size {size}, got "
+                f"({before}, {after})"
+            )
+        return rest[np.arange(-max(before, 0), len(rest) + max(after, 0)) % max(len(rest), 1)]
     index = np.arange(-before, size + after)
-    limit = {"reflect": size - 1, "circular": size}.get(mode)
-    if limit is not None and (before > limit or after > limit):
+    limit = size - 1
+    if mode == "reflect" and (before > limit or after > limit):
         raise RuntimeError(
             f"pad: {mode} padding must be at most {limit} for a dim of size {size}, got "
             f"({before}, {after})"
@@ -557,8 +565,6 @@ def _padded_index(mode: str, size: int, before: int, after: int) -> Any:
         raise RuntimeError(f"pad: {mode} padding needs a dim that is not empty")
     if mode == "replicate":
         return np.clip(index, 0, size - 1)
-    if mode == "circular":
-        return index % size
     folded = np.abs(index)
     return np.where(folded >= size, 2 * (size - 1) - folded, folded)
 

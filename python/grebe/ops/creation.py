@@ -131,7 +131,12 @@ def from_numpy(ndarray: Any) -> Tensor:
 
 def from_dlpack(ext_tensor: Any) -> Tensor:
     """A tensor on the memory of any object that speaks DLPack."""
-    array = np.from_dlpack(ext_tensor)
+    if not hasattr(ext_tensor, "__dlpack__"):
+        raise TypeError(f"from_dlpack: {type(ext_tensor).__name__} does not speak DLPack")
+    try:
+        array = np.from_dlpack(ext_tensor)
+    except BufferError as error:
+        raise ValueError(f"from_dlpack: {error}") from None
     as_dtype("from_dlpack", array.dtype)
     return wrap(array)
 
@@ -144,16 +149,34 @@ def _filled(
     return finish(result, requires_grad)
 
 
-def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Zeros of shape `size` (default dtype float32)."""
+def zeros(
+    *shape: Any, size: Any = None, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Zeros of shape ``(2, 3)`` or ``2, 3`` (default dtype float32)."""
     check_device("zeros", device)
-    return _filled("zeros", sizes("zeros", size), 0, dtype or get_default_dtype(), requires_grad)
+    return _filled(
+        "zeros",
+        sizes("zeros", shape if size is None else (size,)),
+        0,
+        dtype or get_default_dtype(),
+        requires_grad,
+    )
 
 
-def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Ones of shape `size` (default dtype float32)."""
+def ones(
+    *shape: Any, size: Any = None, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Ones of shape ``(2, 3)`` or ``2, 3`` (default dtype float32)."""
     check_device("ones", device)
-    return _filled("ones", sizes("ones", size), 1, dtype or get_default_dtype(), requires_grad)
+    return _filled(
+        "ones",
+        sizes("ones", shape if size is None else (size,)),
+        1,
+        dtype or get_default_dtype(),
+        requires_grad,
+    )
 
 
 def full(
@@ -174,10 +197,13 @@ def full(
     return _filled("full", sizes("full", (size,)), value, dtype, requires_grad)
 
 
-def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Uninitialised memory of shape `size`."""
+def empty(
+    *shape: Any, size: Any = None, dtype: Any = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Uninitialised memory of shape ``(2, 3)`` or ``2, 3``."""
     check_device("empty", device)
-    shape = sizes("empty", size)
+    shape = sizes("empty", shape if size is None else (size,))
     return finish(
         empty_array(shape, as_dtype("empty", dtype or get_default_dtype())), requires_grad
     )
@@ -372,6 +398,7 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
 @method
 def diagflat(input: Tensor, offset: int = 0) -> Tensor:
     """The flattened input on the diagonal of a matrix."""
+    expect_tensor("diagflat", "input", input)
     return diag_embed(input.reshape(-1), offset)
 
 
@@ -382,6 +409,9 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     if indexing not in ("ij", "xy"):
         raise RuntimeError(f"meshgrid: indexing must be 'ij' or 'xy', got {indexing!r}")
     lines = list(tensors)
+    for line in lines:
+        if expect_tensor("meshgrid", "tensors", line).ndim > 1:
+            raise RuntimeError(f"meshgrid: tensors must have at most 1 dimension, got {line.ndim}")
     if indexing == "xy" and len(lines) > 1:
         lines[0], lines[1] = lines[1], lines[0]
     shape = tuple(t.array.size for t in lines)
@@ -396,6 +426,10 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
 
 def cartesian_prod(*tensors: Tensor) -> Tensor:
     """All combinations of elements of 1-D tensors, one a row."""
+    for item in tensors:
+        expect_tensor("cartesian_prod", "tensors", item)
+    if not tensors:
+        raise RuntimeError("cartesian_prod: expected at least one tensor")
     if len(tensors) == 1:
         return tensors[0]
     from .shape import stack

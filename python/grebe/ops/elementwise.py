@@ -333,6 +333,8 @@ def _record_binary(name: str, y: Array, input: Any, other: Any) -> Tensor:
 def _binary_slow(name: str, input: Any, other: Any) -> Tensor:
     """What the kernel's fast path leaves: promotion, integers, errors."""
     a, b = operand(name, "input", input), operand(name, "other", other)
+    if isinstance(a, Number) and isinstance(b, Number):
+        raise TypeError(f"{name}: at least one operand must be a Tensor, got two numbers")
     check_broadcast(name, a, b)
     dtype = result_dtype(a, b)
     if not is_floating(dtype):
@@ -370,6 +372,8 @@ def add(input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
             b = other.array
             y = _add(a, b)
             if y is not NotImplemented:
+                if not (input._requires_grad or other._requires_grad):
+                    return wrap(y)
                 return record(Add, y, (input, other), (a.shape, b.shape))
         else:
             y = _add(a, other)

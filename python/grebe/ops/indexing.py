@@ -300,7 +300,7 @@ def _on_vectors(function: Any) -> Any:
 
     @functools.wraps(function)
     def wrapped(input: Tensor, dim: Any, index: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if not isinstance(input, TensorBase) or input.array.ndim:
+        if expect_tensor(function.__name__, "input", input).ndim:
             return function(input, dim, index, *args, **kwargs)
         args = tuple(
             reshape(a, (-1,)) if isinstance(a, Tensor) and not a.array.ndim else a for a in args
@@ -325,8 +325,15 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
 @method
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """`gather` with broadcasting of the other dimensions; flattened without dim."""
+    expect_tensor("take_along_dim", "input", input)
+    expect_tensor("take_along_dim", "indices", indices)
     if dim is None:
         return gather(reshape(input, (-1,)), 0, reshape(indices, (-1,)))
+    if input.array.ndim != indices.array.ndim:
+        raise RuntimeError(
+            f"take_along_dim: input and indices must have as many dimensions, got "
+            f"{list(input.shape)} and {list(indices.shape)}"
+        )
     at = dimension("take_along_dim", dim, input.array.ndim)
     rows = expect_tensor("take_along_dim", "indices", indices)
     indices = wrap(np.where(rows < 0, rows + input.array.shape[at], rows))
@@ -343,7 +350,11 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
 @method
 def take(input: Tensor, index: Tensor) -> Tensor:
     """Elements of the flattened input."""
-    rows = expect_tensor("take", "index", index)
+    x, rows = expect_tensor("take", "input", input), expect_tensor("take", "index", index)
+    if rows.dtype.kind not in "iu":
+        raise RuntimeError(f"take: index must be an integer tensor, got {rows.dtype}")
+    if x.size == 0 and rows.size:
+        raise IndexError("take: input has no elements")
     flat = _take(reshape(input, (-1,)), (rows.reshape(-1),))
     return reshape(flat, rows.shape)
 
@@ -455,7 +466,7 @@ class ScatterExtreme(Node):
 
 
 def _rows(name: str, input: Tensor, dim: int, index: Tensor) -> tuple[Any, ...]:
-    at = dimension(name, dim, input.array.ndim)
+    at = dimension(name, dim, expect_tensor(name, "input", input).ndim)
     size = input.array.shape[at] if input.array.ndim else 1
     return _along(at, _index_array(name, index, size, f"dimension {at}").reshape(-1))
 
@@ -467,6 +478,7 @@ def index_add(
 ) -> Tensor:
     """A copy with alpha * source added to the slices along `dim` that `index` names."""
     parts = _rows("index_add", input, dim, index)
+    expect_tensor("index_add", "source", source)
     value = mul(source, alpha) if alpha != 1 else source
     expected = input.array[parts].shape
     if value.array.shape != expected:

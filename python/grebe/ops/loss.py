@@ -352,7 +352,7 @@ def poisson_nll_loss(
 def hinge_embedding_loss(
     input: Tensor, target: Tensor, margin: float = 1.0, *, reduction: str = "mean"
 ) -> Tensor:
-    """``x`` where the target is 1, ``max(0, margin - x)`` where it is -1.
+    """``x`` where the target is 1, ``max(0, margin - x)`` where it is -1, else their sum.
 
     Args:
         input: distances of any shape.
@@ -368,7 +368,8 @@ def hinge_embedding_loss(
         ValueError: shapes do not broadcast, or `reduction` is unknown.
     """
     _check_pair("hinge_embedding_loss", input, target, reduction)
-    return _reduce(where(target == 1, input, (margin - input).clamp(min=0)), reduction)
+    alike = where(target != -1, input, 0.0)
+    return _reduce(alike + where(target != 1, (margin - input).clamp(min=0), 0.0), reduction)
 
 
 def margin_ranking_loss(

@@ -476,6 +476,10 @@ def tensordot(
     """
     x, y = expect_tensor("tensordot", "a", a), expect_tensor("tensordot", "b", b)
     left, right = _contracted("tensordot", dims, x, y)
+    for i, j in zip(left, right, strict=True):  # a size of 1 is broadcast
+        if 1 in (x.shape[i], y.shape[j]) and x.shape[i] != y.shape[j]:
+            a, b = (a, b.sum(j, keepdim=True)) if x.shape[i] == 1 else (a.sum(i, keepdim=True), b)
+            x, y = a.array, b.array
     if [x.shape[d] for d in left] != [y.shape[d] for d in right]:
         raise RuntimeError(
             f"tensordot: shapes {_shapes(x, y)} differ in the dimensions {left} and {right}"

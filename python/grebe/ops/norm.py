@@ -201,6 +201,9 @@ def instance_norm(
     if x.ndim < 3:
         raise ValueError(f"{name}: expected input of shape [N, C, d1, ...], got {list(x.shape)}")
     n, c = x.shape[:2]
+    for argument, value in (("running_mean", running_mean), ("running_var", running_var)):
+        if value is not None and expect_tensor(name, argument, value).shape != (c,):
+            raise ValueError(f"{name}: {argument} must have shape [{c}], got {list(value.shape)}")
     mean = None if running_mean is None else running_mean.detach().repeat(n)
     var = None if running_var is None else running_var.detach().repeat(n)
     flat = input.reshape(1, n * c, *x.shape[2:])

@@ -230,7 +230,7 @@ def _windows(
 ) -> _Windows:
     kernel = as_pair(name, "kernel_size", kernel_size, 1)
     # An empty list is what PyTorch's modules pass for None.
-    stride = kernel if stride is None or stride == [] else as_pair(name, "stride", stride, 1)
+    stride = kernel if stride is None or stride in ([], ()) else as_pair(name, "stride", stride, 1)
     padding = as_pair(name, "padding", padding, 0)
     dilation = as_pair(name, "dilation", dilation, 1)
     sizes = []
@@ -359,7 +359,9 @@ def avg_pool2d(
     windows = _windows(name, size, kernel_size, stride, padding, 1, ceil_mode)
     divisor = 0
     if divisor_override is not None:
-        (divisor,) = as_ints(name, "divisor_override", divisor_override, 1, 1)
+        if not isinstance(divisor_override, int) or divisor_override == 0:
+            raise ValueError(f"{name}: divisor_override must be an int, not 0: {divisor_override!r}")
+        divisor = divisor_override
     result: Tensor = _batched(
         input, lambda x: _avg_pool(x, windows, (bool(count_include_pad), divisor))
     )
@@ -443,7 +445,7 @@ def max_pool1d(
     Args, returns, raises: as `max_pool2d`, with one int for each pair.
     """
     name = "max_pool1d"
-    stride = kernel_size if stride is None or stride == [] else stride
+    stride = kernel_size if stride is None or stride in ([], ()) else stride
     args = _row_ints(
         name,
         kernel_size=(kernel_size, 1),
@@ -471,7 +473,7 @@ def avg_pool1d(
     Args, returns, raises: as `avg_pool2d`, with one int for each pair.
     """
     name = "avg_pool1d"
-    stride = kernel_size if stride is None or stride == [] else stride
+    stride = kernel_size if stride is None or stride in ([], ()) else stride
     args = _row_ints(name, kernel_size=(kernel_size, 1), stride=(stride, 1), padding=(padding, 0))
     result: Tensor = _one_row(
         name,

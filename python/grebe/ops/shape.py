@@ -16,6 +16,7 @@ import numpy as np
 from .._cpu import Node, TensorBase, record, wrap
 from ..autograd import record_many
 from ..backend import contiguous as contiguous_array
+from ..backend import copy as copy_array
 from ..backend import empty as empty_array
 from ..backend import kernels
 from ..dtypes import as_dtype, is_floating, promote_types
@@ -74,7 +75,7 @@ def dimensions(name: str, dims: Any, ndim: int) -> tuple[int, ...]:
 def _sizes(name: str, shape: tuple[Any, ...]) -> tuple[int, ...]:
     """The sizes of ``f(2, 3)`` or ``f((2, 3))``; -1 allowed."""
     if len(shape) == 1 and not isinstance(shape[0], (int, np.integer, TensorBase)):
-        shape = tuple(shape[0])
+        shape = shape[0]
     try:
         return tuple(operator.index(s) for s in shape)
     except TypeError:
@@ -160,6 +161,7 @@ def reshape_as(self: Tensor, other: Tensor) -> Tensor:
 @method
 def ravel(input: Tensor) -> Tensor:
     """All elements in one dimension."""
+    expect_tensor("ravel", "input", input)
     return reshape(input, (-1,))
 
 
@@ -222,8 +224,9 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     """A view whose dimension i is dimension dims[i] of `input`."""
     x = expect_tensor("permute", "input", input)
     wanted = _sizes("permute", dims)
-    if len(wanted) != x.ndim:
+    if len(wanted) != x.ndim and not (x.ndim == 0 and wanted in ((0,), (-1,))):
         raise RuntimeError(f"permute: expected {x.ndim} dimensions, got {list(wanted)}")
+    wanted = wanted[: x.ndim]
     order = dimensions("permute", wanted, x.ndim)
     return record_view(Permute, x.transpose(order), input, (order,))
 
@@ -347,7 +350,8 @@ def repeat(self: Tensor, *repeats: Any) -> Tensor:
 def tile(input: Tensor, *dims: Any) -> Tensor:
     """`repeat` with missing leading counts taken as 1."""
     counts = _sizes("tile", dims)
-    return repeat(input, (1,) * (input.array.ndim - len(counts)) + counts)
+    ndim = expect_tensor("tile", "input", input).ndim
+    return repeat(input, (1,) * (ndim - len(counts)) + counts)
 
 
 @method
@@ -443,38 +447,44 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([unsqueeze(i, at) for i in items], at)
 
 
-def _each(function: Any, tensors: tuple[Any, ...]) -> Any:
+def _each(name: str, function: Any, tensors: tuple[Any, ...]) -> Any:
     """`function` of one tensor, or a tuple of results for several."""
     if len(tensors) == 1 and isinstance(tensors[0], TensorBase):
         return function(tensors[0])
-    items = tensors[0] if len(tensors) == 1 else tensors
+    items = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else tensors
+    for item in items:
+        expect_tensor(name, "tensors", item)
     return tuple(function(x) for x in items)
 
 
 def atleast_1d(*tensors: Any) -> Any:
     """The tensor (or each of several) with at least one dimension."""
-    return _each(lambda x: x if x.array.ndim else reshape(x, (1,)), tensors)
+    return _each("atleast_1d", lambda x: x if x.array.ndim else reshape(x, (1,)), tensors)
 
 
 def atleast_2d(*tensors: Any) -> Any:
     """The tensor (or each of several) with at least two dimensions, new ones in front."""
-    return _each(lambda x: x if x.array.ndim >= 2 else unsqueeze(atleast_1d(x), 0), tensors)
+    return _each(
+        "atleast_2d", lambda x: x if x.array.ndim >= 2 else unsqueeze(atleast_1d(x), 0), tensors
+    )
 
 
 def atleast_3d(*tensors: Any) -> Any:
     """The tensor (or each of several) with at least three dimensions."""
-    return _each(lambda x: x if x.array.ndim >= 3 else unsqueeze(atleast_2d(x), -1), tensors)
+    return _each(
+        "atleast_3d", lambda x: x if x.array.ndim >= 3 else unsqueeze(atleast_2d(x), -1), tensors
+    )
 
 
 def hstack(tensors: Sequence[Tensor]) -> Tensor:
     """Joined along dimension 1 (0 for vectors)."""
-    items = [atleast_1d(x) for x in tensors]
+    items = list(atleast_1d(list(tensors)))
     return cat(items, 0 if items and items[0].array.ndim == 1 else 1)
 
 
 def vstack(tensors: Sequence[Tensor]) -> Tensor:
     """Joined along dimension 0, vectors as rows."""
-    return cat([atleast_2d(x) for x in tensors], 0)
+    return cat(atleast_2d(list(tensors)), 0)
 
 
 row_stack = vstack
@@ -482,12 +492,13 @@ row_stack = vstack
 
 def dstack(tensors: Sequence[Tensor]) -> Tensor:
     """Joined along dimension 2."""
-    return cat([atleast_3d(x) for x in tensors], 2)
+    return cat(atleast_3d(list(tensors)), 2)
 
 
 def column_stack(tensors: Sequence[Tensor]) -> Tensor:
     """Vectors as columns, joined along dimension 1."""
-    return hstack([unsqueeze(atleast_1d(x), 1) if x.array.ndim <= 1 else x for x in tensors])
+    columns = atleast_1d(list(tensors))
+    return hstack([unsqueeze(x, 1) if x.array.ndim == 1 else x for x in columns])
 
 
 # ---- splitting ----
@@ -698,7 +709,7 @@ def flipud(input: Tensor) -> Tensor:
 @method
 def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     """Rotated by k quarter turns in the plane of `dims`."""
-    a, b = dimensions("rot90", tuple(dims), input.array.ndim)
+    a, b = dimensions("rot90", tuple(dims), expect_tensor("rot90", "input", input).ndim)
     turns = k % 4
     if turns == 0:
         return clone(input)
@@ -749,7 +760,7 @@ class Cast(Node):
 def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
     """A copy in the same memory format, with gradient."""
     x = expect_tensor("clone", "input", input)
-    return record(Clone, x.copy(order="K"), (input,), ())
+    return record(Clone, copy_array(x), (input,), ())
 
 
 @method

@@ -252,6 +252,9 @@ def quantile(
     low, high, weight = _between(fractions.reshape(-1), x.shape[at], interpolation)
     shape = tuple(-1 if d == at else 1 for d in range(x.ndim))
     weights = wrap(weight.reshape(shape).astype(x.dtype))
+    if isinstance(q, Tensor) and q._requires_grad and interpolation == "linear":
+        position = q.reshape(-1).to(x.dtype) * (x.shape[at] - 1)
+        weights = (position - wrap(low.astype(x.dtype))).reshape(shape)
     below, above = ordered.index_select(at, wrap(low)), ordered.index_select(at, wrap(high))
     result = add(below, mul(sub(above, below), weights))
     missing = np.isnan(x).any(axis=at, keepdims=True)
@@ -603,10 +606,12 @@ def diff(
     if operator.index(n) < 0:
         raise RuntimeError(f"diff: n must not be negative, got {n}")
     at = dimension("diff", dim, x.ndim)
+    if n == 0:
+        return input.clone()
     parts = [part for part in (prepend, input, append) if part is not None]
     result = cat(parts, at) if len(parts) > 1 else input
     for _ in range(n):
         size = max(result.array.shape[at] - 1, 0)
         later, earlier = narrow(result, at, min(1, size), size), narrow(result, at, 0, size)
         result = logical_xor(later, earlier) if x.dtype.kind == "b" else sub(later, earlier)
-    return result if n else result.clone()
+    return result
