@@ -360,7 +360,9 @@ def avg_pool2d(
     divisor = 0
     if divisor_override is not None:
         if not isinstance(divisor_override, int) or divisor_override == 0:
-            raise ValueError(f"{name}: divisor_override must be an int, not 0: {divisor_override!r}")
+            raise ValueError(
+                f"{name}: divisor_override must be a nonzero int: {divisor_override!r}"
+            )
         divisor = divisor_override
     result: Tensor = _batched(
         input, lambda x: _avg_pool(x, windows, (bool(count_include_pad), divisor))
