@@ -41,8 +41,9 @@ def lenet(nn: Any) -> Any:
 
 
 def normalised(nn: Any) -> Any:
+    # No bias before batch norm: its gradient is rounding noise, which Adam scales to full steps.
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.Flatten(),
