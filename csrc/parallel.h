@@ -3,8 +3,14 @@
 // Work is cut into fixed chunks of `grain` items, whatever the number of threads, so that a kernel
 // that reduces per chunk gives the same bits for 1 or N threads. Nested calls and calls in a forked
 // child run serially (libgomp's threads do not survive a fork, and waiting for them hangs).
+//
+// Nobody waits in an OpenMP barrier: libgomp spins there without giving way, and where the system
+// has put two threads of a team on one core, the one that waits keeps the other from working until
+// its time slice ends (milliseconds, measured: a 128x128 product took 100 times as long). Here a
+// waiting thread spins for some microseconds, then yields.
 #pragma once
 #include <omp.h>
+#include <sched.h>
 
 #include <cstdint>
 
@@ -14,6 +20,46 @@ extern bool g_forked_child;  // set by pthread_atfork in module.cpp
 
 static inline int num_threads() {
   return g_forked_child || omp_in_parallel() ? 1 : omp_get_max_threads();
+}
+
+static inline void relax(int& spins) {
+  if (++spins > 256) {
+    sched_yield();
+    return;
+  }
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// All threads of a team wait for each other.
+struct Barrier {
+  int arrived = 0;
+  int phase = 0;
+
+  void wait(int threads) {
+    const int now = __atomic_load_n(&phase, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == threads) {
+      __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
+      __atomic_store_n(&phase, now + 1, __ATOMIC_RELEASE);
+      return;
+    }
+    for (int spins = 0; __atomic_load_n(&phase, __ATOMIC_ACQUIRE) == now;) relax(spins);
+  }
+};
+
+// Runs f(thread, threads) on a team; the caller waits here until all have finished.
+template <class F>
+static inline void run_team(int threads, const F& f) {
+  int finished = 0;
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+    f(thread, team);
+    const int done = __atomic_add_fetch(&finished, 1, __ATOMIC_ACQ_REL);
+    if (thread == 0 && done < team)
+      for (int spins = 0; __atomic_load_n(&finished, __ATOMIC_ACQUIRE) < team;) relax(spins);
+  }
 }
 
 // f(begin, end) over disjoint ranges that cover [0, n); every range starts at a multiple of `grain`.
@@ -28,15 +74,13 @@ static inline void parallel_for(int64_t n, int64_t grain, const F& f) {
     f(static_cast<int64_t>(0), n);
     return;
   }
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t t = omp_get_thread_num(), team = omp_get_num_threads();
+  run_team(threads, [&](int64_t t, int64_t team) {
     const int64_t begin = chunks * t / team * grain, stop = chunks * (t + 1) / team * grain;
     if (begin < stop) f(begin, stop < n ? stop : n);
-  }
+  });
 }
 
-// f(thread, threads) once on each of `threads` threads (at most num_threads()); `barrier()` inside.
+// f(thread, threads) once on each of `threads` threads, at most num_threads().
 template <class F>
 static inline void parallel_region(int threads, const F& f) {
   const int limit = num_threads();
@@ -45,13 +89,7 @@ static inline void parallel_region(int threads, const F& f) {
     f(0, 1);
     return;
   }
-#pragma omp parallel num_threads(threads)
-  f(omp_get_thread_num(), omp_get_num_threads());
-}
-
-// Waits for the whole team of the enclosing parallel_region; a no-op when it runs serially.
-static inline void barrier() {
-#pragma omp barrier
+  run_team(threads, f);
 }
 
 }  // namespace grebe

@@ -383,6 +383,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const PackA& pack_a, const PackB& pac
   T* const b = reinterpret_cast<T*>(reinterpret_cast<char*>(a) + a_bytes);
 
   const bool large = m * n >= kParallelWork / smaller(k, kParallelWork);
+  Barrier barrier;
   parallel_region(large ? num_threads() : 1, [&](int thread, int threads) {
     int use = 0;
     for (int64_t p = 0; p < k; p += depth) {
@@ -393,10 +394,10 @@ void gemm(int64_t m, int64_t n, int64_t k, const PackA& pack_a, const PackB& pac
                            p,   smaller(depth, k - p),        a,   b};
           pack_block(x, thread, threads, pack_a, pack_b);
           if (thread == 0) next_task[use ^ 16] = 0;
-          if (threads > 1) barrier();
+          if (threads > 1) barrier.wait(threads);
           const TaskGrid grid(x.row_panels(), x.col_panels(), threads);
           multiply_block(x, grid, next_task + use, c, ldc, stage, epilogue);
-          if (threads > 1) barrier();
+          if (threads > 1) barrier.wait(threads);
         }
       }
     }
