@@ -479,7 +479,6 @@ class FunctionContext(Node):
         self.needs_input_grad: tuple[bool, ...] = ()
         self.shapes: tuple[Any, ...] = ()
         self._to_save: tuple[Any, ...] = ()
-        self._saved: tuple[Any, ...] = ()
         self._dirty: tuple[Any, ...] = ()
         self._non_differentiable: tuple[Any, ...] = ()
         self._materialize = True

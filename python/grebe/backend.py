@@ -64,6 +64,14 @@ def copy(array: Array) -> Array:
     return array.copy(order="K") if result is NotImplemented else result
 
 
+def readable(array: Array) -> Array:
+    """`array`, or a copy where strides, alignment or byte order keep kernels from reading it."""
+    odd = any(s % array.itemsize for s in array.strides)
+    if odd or not array.flags.aligned or not array.dtype.isnative:
+        return contiguous(array.copy())
+    return array
+
+
 def contiguous(array: Array) -> Array:
     """`array` itself if it is C-contiguous, aligned and native, else a copy that is."""
     if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, bump, grad_enabled, record, wrap
-from ..backend import Array, contiguous, kernels
+from ..backend import Array, kernels, readable
 from ..dtypes import get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, assign, check_writable, expect_tensor, method, snapshot
 
@@ -158,19 +158,11 @@ def check_broadcast(name: str, *operands: Any) -> None:
         ) from None
 
 
-def _readable(array: Array) -> Array:
-    """A copy where kernels can't read the array in place: odd strides, byte order, alignment."""
-    odd = any(s % array.itemsize for s in array.strides)
-    if odd or not array.flags.aligned or not array.dtype.isnative:
-        return contiguous(array.copy())
-    return array
-
-
 def _run(name: str, operands: list[Any], params: tuple[float, ...], dtype: Any) -> Array:
     """Casts the operands to the floating `dtype` and runs the kernel, 16-bit ones in float32."""
     work = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
     ready = [
-        float(o) if isinstance(o, Number) else _readable(o.astype(work, copy=False))
+        float(o) if isinstance(o, Number) else readable(o.astype(work, copy=False))
         for o in operands
     ]
     like = next(o for o in ready if not isinstance(o, float))
@@ -1315,8 +1307,8 @@ def define_inplace(function: Any, kernel: Any = None) -> None:
 
     def inplace(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_writable(name, self)
-        recording = grad_enabled() and (
-            self._requires_grad or any(isinstance(a, TensorBase) and a._requires_grad for a in args)
+        recording = grad_enabled() and any(
+            isinstance(a, TensorBase) and a._requires_grad for a in (self, *args, *kwargs.values())
         )
         if recording:
             return assign(name, self, function(snapshot(self), *args, **kwargs))

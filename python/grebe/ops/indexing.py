@@ -16,7 +16,7 @@ from .._cpu import Node, TensorBase, bump, grad_enabled, record, wrap
 from ..backend import Array
 from ..backend import empty as empty_array
 from ..tensor import Tensor, assign, check_writable, expect_tensor, method, snapshot
-from .elementwise import add, check_broadcast, mul, unbroadcast, where
+from .elementwise import add, check_broadcast, define_inplace, mul, unbroadcast, where
 from .shape import dimension, reshape, slice_of
 
 __all__ = [
@@ -556,23 +556,6 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
 argwhere = nonzero
 
 
-def _define_inplace(function: Any) -> None:
-    name = function.__name__ + "_"
-
-    def inplace(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        check_writable(name, self)
-        tensors = (self, *args, *kwargs.values())
-        recording = grad_enabled() and any(
-            isinstance(a, TensorBase) and a._requires_grad for a in tensors
-        )
-        source = snapshot(self) if recording else self
-        return assign(name, self, function(source, *args, **kwargs))
-
-    inplace.__name__ = inplace.__qualname__ = name
-    inplace.__doc__ = f"`{function.__name__}` written into this tensor."
-    method(inplace)
-
-
 for _function in (scatter, scatter_add, scatter_reduce, index_add, index_copy, index_fill,
                   index_put, masked_fill, masked_scatter):  # fmt: skip
-    _define_inplace(_function)
+    define_inplace(_function)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
-from ..backend import Array, contiguous, empty, kernels
+from ..backend import Array, contiguous, empty, kernels, readable
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import add, mul, unbroadcast
 
@@ -32,21 +32,13 @@ _NO_ACTIVATION = 0
 # ---- arrays ----
 
 
-def _readable(array: Array) -> Array:
-    """A copy where the kernel can't read the array in place."""
-    odd = any(s % array.itemsize for s in array.strides)
-    if odd or not array.flags.aligned or not array.dtype.isnative:
-        return contiguous(array.copy())
-    return array
-
-
 def _multiply(a: Array, b: Array, bias: Array | None, y: Array, beta: float = 0.0) -> None:
     """Computes y = a @ b + bias + beta * y for arrays that fit."""
     kernel = kernels(a).matmul
     try:
         kernel(a, b, bias, y, _NO_ACTIVATION, beta)
     except TypeError:  # memory that the kernel refuses: unaligned, odd strides
-        kernel(_readable(a), _readable(b), bias, y, _NO_ACTIVATION, beta)
+        kernel(readable(a), readable(b), bias, y, _NO_ACTIVATION, beta)
 
 
 def _output_shape(a: Array, b: Array) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
-from ..backend import Array, contiguous, kernels
+from ..backend import Array, kernels, readable
 from ..backend import empty as empty_array
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
@@ -57,8 +57,7 @@ def _dropped(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 def _reduced_float(name: str, x: Array, axes: tuple[int, ...], *params: float) -> Array:
     """Runs a kernel (In x, Out y, *params) into an array with x's dimensions; 16 bit in float32."""
     work = x if x.dtype in (_F32, _F64) else x.astype(np.float32)
-    if not work.flags.aligned or np.any(np.asarray(work.strides) % work.itemsize):
-        work = contiguous(work.copy())
+    work = readable(work)
     y = empty_array(_kept(x.shape, axes), work.dtype, work)
     getattr(kernels(work), name)(work, y, *params)
     return y if y.dtype == x.dtype else y.astype(x.dtype)
@@ -249,7 +248,7 @@ def _index_of(x: Array, dim: int, largest: bool) -> Array:
         return np.zeros((), np.int64)
     if x.dtype in (_F32, _F64):
         index = empty_array(_kept(x.shape, (dim,)), np.dtype(np.int64), x)
-        kernels(x).argmax(contiguous(x) if not x.flags.aligned else x, index, dim, largest)
+        kernels(x).argmax(readable(x), index, dim, largest)
         return index
     choose = np.argmax if largest else np.argmin
     wide = x.astype(np.float32) if x.dtype.kind == "V" else x
