@@ -19,6 +19,7 @@ typedef float Vector __attribute__((vector_size(kBytes)));
 constexpr int kChains = 12;  // enough to hide the latency of a multiply-add
 constexpr long kSteps = 100'000;
 constexpr size_t kElements = size_t{1} << 24;
+constexpr double kSeconds = 0.7;  // per probe: it takes a while until each thread has its core
 
 static double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -34,28 +35,36 @@ static float multiply_add() {
     }
   }
   float total = 0;
-  for (const Vector& s : sum) total += s[0];
+#pragma GCC unroll 12  // or `sum` would live in memory
+  for (int c = 0; c < kChains; ++c) total += sum[c][0];
   return total;
+}
+
+// The highest rate, in `amount` per second, at which `work` ran within kSeconds.
+template <class Work>
+static double best_rate(double amount, Work work) {
+  double best = 0;
+  for (const double end = now() + kSeconds; now() < end;) {
+    const double start = now();
+    work();
+    best = std::max(best, amount / (now() - start));
+  }
+  return best;
 }
 
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : omp_get_max_threads();
   omp_set_num_threads(threads);
-  double flops = 0, bandwidth = 0;
   float keep = 0;
-  for (int repeat = 0; repeat < 400; ++repeat) {
-    const double start = now();
+  const double lanes = kBytes / sizeof(float);
+  const double flops = best_rate(2.0 * lanes * kChains * kSteps * threads, [&] {
 #pragma omp parallel reduction(+ : keep)
     keep += multiply_add();
-    const double lanes = kBytes / sizeof(float);
-    flops = std::max(flops, 2.0 * lanes * kChains * kSteps * threads / (now() - start));
-  }
+  });
   std::vector<float> a(kElements, 1.0f), b(kElements, 2.0f), c(kElements, 3.0f);
-  for (int repeat = 0; repeat < 30; ++repeat) {
-    const double start = now();
+  const double bandwidth = best_rate(12.0 * kElements, [&] {
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < kElements; ++i) c[i] = a[i] + b[i];
-    bandwidth = std::max(bandwidth, 12.0 * kElements / (now() - start));
-  }
+  });
   std::printf("%.1f %.2f\n", flops / 1e9, bandwidth / 1e9 + 0.0 * (keep + c[1]));
 }

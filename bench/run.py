@@ -29,7 +29,9 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 JEMALLOC = Path(f"/usr/lib/{platform.machine()}-linux-gnu/libjemalloc.so.2")
-SAMPLE = 0.02  # seconds that one sample takes at least
+SAMPLE = 0.04  # seconds that one sample takes at least
+WARM = 0.06  # seconds of calls before each sample: threads of a process that waited start cold
+SETTLE = 0.1  # seconds between samples: OpenBLAS's threads spin that long for more work
 ROUNDS = 9  # samples per job and library, at least
 COLUMNS = (
     "date machine threads isa section job mode library version seconds spread rate unit share ratio"
@@ -55,6 +57,7 @@ def serve(name: str) -> None:
                 check_case(chosen.case)
             answer(seconds=calibrate(call) if call else None)
         else:
+            warm_up(call)
             answer(seconds=timed(call, request["calls"]))
 
 
@@ -78,6 +81,13 @@ def timed(call: Any, calls: int) -> float:
     for _ in range(calls):
         call()
     return (time.perf_counter() - start) / calls
+
+
+def warm_up(call: Any) -> None:
+    """Calls until the threads are awake and on cores of their own."""
+    end = time.perf_counter() + WARM
+    while time.perf_counter() < end:
+        call()
 
 
 def calibrate(call: Any) -> float:
@@ -135,6 +145,7 @@ def measure(workers: list[Worker], index: int, seconds: float) -> dict[str, list
     end = time.monotonic() + seconds * len(takes_part)
     while len(samples[takes_part[0].name]) < ROUNDS or time.monotonic() < end:
         for worker in takes_part:
+            time.sleep(SETTLE)
             samples[worker.name].append(worker.ask(calls=calls[worker.name]) or 0.0)
     return samples
 
