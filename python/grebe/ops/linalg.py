@@ -530,11 +530,13 @@ def eig(A: Tensor) -> Eigen:
     if not np.isfinite(x).all():
         raise LinAlgError("eig: A has NaN or infinite elements")
     values, vectors = _lapack("eig", _DIVERGED, np.linalg.eig, x)
-    if np.iscomplexobj(values):
+    if np.iscomplexobj(values) and values.imag.any():
         raise NotImplementedError(
             "eig: the matrix has complex eigenvalues, and complex tensors are not supported; "
             "use eigh for symmetric matrices, or numpy.linalg.eig on A.numpy()"
         )
+    # From NumPy 2.5 on the results are always complex.
+    values, vectors = np.ascontiguousarray(values.real), np.ascontiguousarray(vectors.real)
     return Eigen(*record_many(EigNode, (values, vectors), (A,), (A, (values, vectors))))
 
 
