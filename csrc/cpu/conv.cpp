@@ -28,8 +28,6 @@ constexpr int64_t kDepth = 512;  // of k between two stores of a tile: keeps a s
 
 constexpr int rows_for(int vectors) { return vectors == 1 ? kRowsOfOne : kRows; }
 
-#define GREBE_INLINE inline __attribute__((always_inline))
-
 // acc[m][v] += a[m][a_offset[k]] * b[k * b_step + v], k in order.
 template <class T, int M, int V>
 GREBE_INLINE void channel_tile(int64_t size, const T* const* a, const int64_t* a_offset, const T* b,
@@ -66,27 +64,6 @@ GREBE_INLINE void pixel_tile(int64_t size, const T* a, const T* const* b, const 
   }
 }
 
-// Calls f with a compile-time count equal to n, 1 <= n <= kMax.
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-template <int kMax, class F>
-inline void with_count(int64_t n, const F& f) {
-  if constexpr (kMax > 1) {
-    if (n < kMax) return with_count<kMax - 1>(n, f);
-  }
-  f(Count<kMax>{});
-}
-
-// n items in the fewest tiles of at most `most`, as even as can be: where tile t begins.
-struct Tiling {
-  int64_t n, count;
-  Tiling(int64_t items, int64_t most) : n(items), count((items + most - 1) / most) {}
-  int64_t begin(int64_t t) const { return n * t / count; }
-  int64_t size(int64_t t) const { return begin(t + 1) - begin(t); }
-};
-
 struct Problem {
   Window window;
   int64_t batch, groups, in_channels, out_channels;  // channels of one group
@@ -118,18 +95,6 @@ template <class T>
 bool pixels_in_lanes(const Problem& p) {
   return filling<T>(p.window.out_w) * 0.9 > filling<T>(p.out_channels);
 }
-
-// Cuts scratch memory into 64-byte aligned pieces; first pass with base == nullptr to measure.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t n) {
-    T* p = reinterpret_cast<T*>(base + used);
-    used += round_up(n * static_cast<int64_t>(sizeof(T)), 64);
-    return p;
-  }
-};
 
 int team_size(int64_t items) {
   const int64_t most = num_threads();

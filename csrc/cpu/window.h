@@ -190,5 +190,42 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// ---- tiles and scratch memory ----
+
+#define GREBE_INLINE inline __attribute__((always_inline))
+
+// Calls f with a compile-time count equal to n, 1 <= n <= kMax.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+template <int kMax, class F>
+inline void with_count(int64_t n, const F& f) {
+  if constexpr (kMax > 1) {
+    if (n < kMax) return with_count<kMax - 1>(n, f);
+  }
+  f(Count<kMax>{});
+}
+
+// n items in the fewest tiles of at most `most`, as even as can be: where tile t begins.
+struct Tiling {
+  int64_t n, count;
+  Tiling(int64_t items, int64_t most) : n(items), count((items + most - 1) / most) {}
+  int64_t begin(int64_t t) const { return n * t / count; }
+  int64_t size(int64_t t) const { return begin(t + 1) - begin(t); }
+};
+
+// Cuts scratch memory into 64-byte aligned pieces; first pass with base == nullptr to measure.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t n) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += round_up(n * static_cast<int64_t>(sizeof(T)), 64);
+    return p;
+  }
+};
+
 }  // namespace
 }  // namespace grebe::GREBE_ISA
