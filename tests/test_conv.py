@@ -152,6 +152,40 @@ def test_large_weight_gradient_is_the_same_for_any_threads() -> None:
     assert len(set(results)) == 1
 
 
+def test_winograd_errs_at_most_twice_as_much_as_direct_sums() -> None:
+    # A column of zeros makes the kernel 3x4, which takes the direct way to the same values.
+    generator = np.random.default_rng(0)
+    errors = []
+    for channels, size in ((64, 16), (256, 8), (512, 4)):
+        x = np.maximum(generator.standard_normal((4, channels, size, size)), 0)
+        w = generator.standard_normal((channels, channels, 3, 3)) * (2 / 9 / channels) ** 0.5
+        dy = generator.standard_normal((4, channels, size, size))
+        wide_x, wide_w = np.pad(x, 3 * [(0, 0)] + [(0, 1)]), np.pad(w, 3 * [(0, 0)] + [(0, 1)])
+
+        def passes(x: Any, w: Any, dtype: Any, dy: Any = dy) -> list[Any]:
+            a, b = (grebe.from_numpy(v.astype(dtype)).requires_grad_() for v in (x, w))
+            y = conv2d(a, b, padding=1)
+            y.backward(grebe.from_numpy(dy.astype(dtype)))
+            return [y.detach().numpy(), a.grad.numpy(), b.grad.numpy()]
+
+        exact = passes(x, w, np.float64)
+        narrow = passes(x, w, np.float32)
+        direct = passes(wide_x, wide_w, np.float32)
+        for e, n, d in zip(exact, narrow, direct, strict=True):
+            d = d[tuple(slice(k) for k in e.shape)]
+            errors.append((np.abs(n - e).max(), np.abs(d - e).max()))
+    assert all(winograd <= 2 * plain for winograd, plain in errors), errors
+
+
+def test_nan_spreads_over_one_tile_at_most() -> None:
+    x = np.ones((1, 32, 12, 12), np.float32)
+    x[0, 5, 4, 7] = np.nan
+    y = conv2d(grebe.from_numpy(x), grebe.ones(32, 32, 3, 3), padding=1).numpy()
+    assert np.isnan(y[:, :, 3:6, 6:9]).all()
+    assert not np.isnan(y[:, :, [0, 1, 6, 7, 8, 9, 10, 11]]).any()
+    assert not np.isnan(y[:, :, :, [0, 1, 2, 3, 4, 5, 10, 11]]).any()
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [

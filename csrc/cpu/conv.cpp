@@ -16,6 +16,7 @@
 // in the lanes, [output channel][k][lane]. Floor: one multiply-add per lane and cycle; reached:
 // 41-51% of it on LeNet's second layer, 29-40% on its first, 63-84% on 64 to 256 channels. More in
 // docs/kernels/conv.md.
+#include "conv_deep.h"
 #include "window.h"
 
 namespace grebe::GREBE_ISA {
@@ -699,6 +700,8 @@ bool grad_weight(const Problem& p, In grad, In x, Out gw, OptOut gb) {
 
 bool conv2d(In x, In w, OptIn bias, Out y, int64_t stride_h, int64_t stride_w, int64_t pad_h,
             int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu) {
+  const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
+  if (is_deep(x, w, steps, groups)) return deep_conv2d(x, w, bias, y, steps, relu);
   const Problem p =
       problem_of(x, w, y, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
   return x.dtype == DType::kFloat32 ? forward<float>(p, x, w, bias, y, relu)
@@ -707,6 +710,8 @@ bool conv2d(In x, In w, OptIn bias, Out y, int64_t stride_h, int64_t stride_w, i
 
 bool conv2d_grad_input(In grad, In w, Out gx, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                        int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
+  const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
+  if (is_deep(gx, w, steps, groups)) return deep_grad_input(grad, w, gx, steps);
   const Problem p =
       problem_of(gx, w, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
   return grad.dtype == DType::kFloat32 ? grad_input<float>(p, grad, w, gx)
@@ -716,6 +721,8 @@ bool conv2d_grad_input(In grad, In w, Out gx, int64_t stride_h, int64_t stride_w
 bool conv2d_grad_weight(In grad, In x, Out gw, OptOut gb, int64_t stride_h, int64_t stride_w,
                         int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
                         int64_t groups) {
+  const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
+  if (is_deep(x, gw, steps, groups)) return deep_grad_weight(grad, x, gw, gb, steps);
   const Problem p =
       problem_of(x, gw, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
   return grad.dtype == DType::kFloat32 ? grad_weight<float>(p, grad, x, gw, gb)

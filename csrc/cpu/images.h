@@ -1,0 +1,102 @@
+// What the convolutions of many channels share: images as strided arrays, padded copies of some of
+// their rows with the channels side by side, and threads taking jobs.
+//
+// Channel strides of the copies are a vector longer than the channels: with 2^n channels the
+// pixels of a tile would otherwise fall into the same sets of the L1 cache.
+#pragma once
+#include "gemm.h"
+#include "window.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+template <class T>
+struct Image {
+  T* data;
+  int64_t batch, channels, h, w;
+  Strides s;
+  T* row(int64_t n, int64_t c, int64_t y) const { return data + n * s.n + c * s.c + y * s.h; }
+};
+template <class T>
+Image<T> image_of(const View& v) {
+  return {data<T>(v), v.shape[0], v.shape[1], v.shape[2], v.shape[3], strides_of(v)};
+}
+
+template <class T>
+int64_t padded_channels(int64_t channels) {
+  return round_up(channels, lanes<T>) + lanes<T>;
+}
+
+struct Rectangle {
+  int64_t row, rows, col, cols;  // may reach beyond the image
+};
+
+// dst[row][col][channel] of a rectangle of image n, zero outside of the image.
+template <class T>
+void copy_padded(T* dst, int64_t ld, const Image<T>& from, int64_t n, int64_t channel,
+                 int64_t channels, const Rectangle& r) {
+  const int64_t left = r.col < 0 ? smaller(-r.col, r.cols) : 0;
+  const int64_t inside = smaller(r.cols, from.w - r.col) - left;
+  for (int64_t y = r.row; y < r.row + r.rows; ++y, dst += r.cols * ld) {
+    if (y < 0 || y >= from.h || inside <= 0) {
+      fill(dst, r.cols * ld, T(0));
+      continue;
+    }
+    fill(dst, left * ld, T(0));
+    copy_plane(dst + left * ld, ld, int64_t{1}, from.row(n, channel, y) + (r.col + left) * from.s.w,
+               from.s.w, from.s.c, inside, channels);
+    fill(dst + (left + inside) * ld, (r.cols - left - inside) * ld, T(0));
+  }
+}
+
+// The other direction: rows of `cols` pixels with `channels` channels from `channel` on.
+template <class T>
+void copy_rows_out(const Image<T>& to, int64_t n, int64_t channel, int64_t channels, int64_t row,
+                   int64_t rows, const T* src, int64_t ld, int64_t src_row) {
+  for (int64_t y = row; y < smaller(row + rows, to.h); ++y, src += src_row)
+    copy_plane(to.row(n, channel, y), to.s.c, to.s.w, src, int64_t{1}, ld, channels, to.w);
+}
+
+// Every thread takes the next job until none is left: f(job, thread).
+template <class F>
+void take_jobs(int64_t jobs, int threads, const F& f) {
+  int64_t next = 0;
+  parallel_region(threads, [&](int thread, int) {
+    for (;;) {
+      const int64_t job = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (job >= jobs) return;
+      f(job, thread);
+    }
+  });
+}
+
+inline int64_t clamp(int64_t n, int64_t low, int64_t high) {
+  return n < low ? low : (n < high ? n : high);
+}
+
+// Output channels in groups of strips: a strip is the row of a register tile, a group is what one
+// pass over the pixels computes.
+template <class T>
+struct Strips {
+  static constexpr int64_t kGroup = 64;  // channels, at most
+  Tiling strips, groups;
+  explicit Strips(int64_t channels)
+      : strips(round_up(channels, lanes<T>) / lanes<T>, kVectors),
+        groups(strips.count,
+               kGroup / (kVectors * lanes<T>) > 0 ? kGroup / (kVectors * lanes<T>) : 1) {}
+  int64_t width() const { return strips.n * lanes<T>; }
+  int64_t count() const { return groups.count; }
+  int64_t begin(int64_t group) const { return strips.begin(groups.begin(group)) * lanes<T>; }
+  int64_t size(int64_t group) const { return begin(group + 1) - begin(group); }
+
+  // f(first channel, constant number of vectors) for each strip of a group.
+  template <class F>
+  void each(int64_t group, const F& f) const {
+    for (int64_t s = groups.begin(group); s < groups.begin(group + 1); ++s)
+      with_count<kVectors>(strips.size(s),
+                           [&](auto vectors) { f(strips.begin(s) * lanes<T>, vectors); });
+  }
+};
+
+}  // namespace
+}  // namespace grebe::GREBE_ISA

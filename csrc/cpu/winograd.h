@@ -1,0 +1,443 @@
+// Convolution of 3x3 kernels, stride 1, by Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray,
+// "Fast Algorithms for Convolutional Neural Networks", 2016), float32.
+//
+// 2x2 outputs of a channel come from 4x4 inputs d and the kernel g as A^T [(G g G^T) . (B^T d B)] A:
+// 16 products instead of 36. Summed over the input channels, each of the 16 points is a matrix
+// product of its own [tiles x in] [in x out], so 2.25 times fewer multiply-adds than the direct way.
+// The input gradient is the same with kernels turned around and channels exchanged. The weight
+// gradient is the transposed algorithm: G^T [sum over tiles (B^T d B) . (A dy A^T)] G.
+//
+// Only halves and sums enter the transforms: errors stay below twice those of direct summation.
+// Infinities and NaN spread over the 4x4 inputs of a tile.
+//
+// Layout. A job is a run of tile rows (of one or more images) for some output channels. Input rows
+// are copied padded with the channels in the lanes; then, per job: points V[16][tile][in], products
+// M[16][tile][channel of a group], transformed into rows of results, copied out in any format.
+// Kernels U[16][strip][in][lane] are made once for all jobs. V and M stay in the L2 cache.
+#pragma once
+#include "images.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+constexpr int kPoints = 16;
+constexpr int64_t kTiles = 48;  // of a job, where rows are no longer than that
+constexpr int64_t kJobsPerThread = 4;
+
+using V32 = vec<float>;
+
+// ---- transforms of one tile ----
+
+struct InputTransform {  // B^T
+  static constexpr int kIn = 4, kOut = 4;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0] - x[2];
+    y[1] = x[1] + x[2];
+    y[2] = x[2] - x[1];
+    y[3] = x[1] - x[3];
+  }
+};
+struct KernelTransform {  // G
+  static constexpr int kIn = 3, kOut = 4;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    const V32 half = splat(0.5f), ends = half * (x[0] + x[2]), middle = half * x[1];
+    y[0] = x[0];
+    y[1] = ends + middle;
+    y[2] = ends - middle;
+    y[3] = x[2];
+  }
+};
+struct OutputTransform {  // A^T
+  static constexpr int kIn = 4, kOut = 2;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0] + x[1] + x[2];
+    y[1] = x[1] - x[2] - x[3];
+  }
+};
+struct OutputGradTransform {  // A
+  static constexpr int kIn = 2, kOut = 4;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0];
+    y[1] = x[0] + x[1];
+    y[2] = x[0] - x[1];
+    y[3] = -x[1];
+  }
+};
+struct KernelGradTransform {  // G^T
+  static constexpr int kIn = 4, kOut = 3;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    const V32 half = splat(0.5f), sum = half * (x[1] + x[2]);
+    y[0] = x[0] + sum;
+    y[1] = half * (x[1] - x[2]);
+    y[2] = sum + x[3];
+  }
+};
+
+// y = F x F^T: columns, then rows. Element (i, j) of x is read by from(i, j), of y given to to(i, j).
+template <class F, class From, class To>
+GREBE_INLINE void transform(const From& from, const To& to) {
+  V32 half[F::kOut][F::kIn];
+#pragma GCC unroll 4
+  for (int j = 0; j < F::kIn; ++j) {
+    V32 x[F::kIn], y[F::kOut];
+#pragma GCC unroll 4
+    for (int i = 0; i < F::kIn; ++i) x[i] = from(i, j);
+    F::apply(x, y);
+#pragma GCC unroll 4
+    for (int i = 0; i < F::kOut; ++i) half[i][j] = y[i];
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < F::kOut; ++i) {
+    V32 y[F::kOut];
+    F::apply(half[i], y);
+#pragma GCC unroll 4
+    for (int j = 0; j < F::kOut; ++j) to(i, j, y[j]);
+  }
+}
+
+// `tiles` neighbours of size F::kIn, kStep pixels apart, of rows [kIn][pixels][ld] to points.
+template <class F, int kStep>
+void transform_tiles(const float* rows, int64_t pixels, int64_t channels, int64_t ld, int64_t tiles,
+                     float* points, int64_t plane, int64_t ld_points) {
+  for (int64_t t = 0; t < tiles; ++t)
+    for (int64_t c = 0; c < channels; c += lanes<float>) {
+      const float* from = rows + t * kStep * ld + c;
+      float* to = points + t * ld_points + c;
+      transform<F>([&](int i, int j) { return load(from + (i * pixels + j) * ld); },
+                   [&](int i, int j, V32 v) { store(to + (i * F::kOut + j) * plane, v); });
+    }
+}
+
+// ---- kernels ----
+
+// Kernel of (lane, k) at w + lane * lane_step + k * k_step; flip turns it by 180 degrees.
+struct Kernels {
+  const float* w;
+  int64_t lane_channels, k_channels, lane_step, k_step;
+  bool flip;
+};
+
+// u[point][strip][k][lane]
+void transform_kernels(const Kernels& from, const Strips<float>& strips, float* u) {
+  constexpr int64_t L = lanes<float>;
+  const int64_t plane = from.k_channels * strips.width();
+  parallel_for(from.k_channels, int64_t{4}, [&](int64_t begin, int64_t end) {
+    float taps[9 * L];
+    for (int64_t s = 0; s < strips.strips.count; ++s) {
+      const int64_t first = strips.strips.begin(s) * L, size = strips.strips.size(s) * L;
+      for (int64_t k = begin; k < end; ++k)
+        for (int64_t lane = first; lane < first + size; lane += L) {
+          const int64_t left = smaller(L, from.lane_channels - lane);
+          if (left < L) fill(taps, 9 * L, 0.0f);
+          copy_plane(taps, L, int64_t{1}, from.w + lane * from.lane_step + k * from.k_step,
+                     int64_t{1}, from.lane_step, int64_t{9}, left);
+          float* to = u + first * from.k_channels + k * size + lane - first;
+          transform<KernelTransform>(
+              [&](int i, int j) {
+                const int tap = 3 * i + j;
+                return load(taps + (from.flip ? 8 - tap : tap) * L);
+              },
+              [&](int i, int j, V32 v) { store(to + (4 * i + j) * plane, v); });
+        }
+    }
+  });
+}
+
+// ---- forward and input gradient ----
+
+struct Winograd {
+  Image<float> x, y;
+  int64_t pad_h, pad_w;  // negative: rows and columns left out
+  Kernels kernels;
+  const float* bias;
+  bool relu;
+
+  int64_t tile_rows() const { return (y.h + 1) / 2; }
+  int64_t tile_cols() const { return (y.w + 1) / 2; }
+  int64_t pixels() const { return 2 * tile_cols() + 2; }  // of a padded row
+  int64_t tiles() const { return rows_of_job * tile_cols(); }
+  int64_t plane() const { return tiles() * ld; }
+  int64_t products_plane() const { return tiles() * Strips<float>::kGroup; }
+
+  int64_t ld, rows_of_job;
+  const float* u;
+
+  struct Memory {
+    float *rows, *points, *products, *results;
+  };
+  Memory lay_out(Arena* arena) const {
+    return {arena->take<float>(4 * pixels() * ld), arena->take<float>(kPoints * plane()),
+            arena->take<float>(kPoints * products_plane()),
+            arena->take<float>(2 * 2 * tile_cols() * Strips<float>::kGroup)};
+  }
+
+  // Tile rows [begin, end), counted over all images, to points.
+  void make_points(int64_t begin, int64_t end, const Memory& m) const {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t top = r % tile_rows() * 2 - pad_h;
+      copy_padded(m.rows, ld, x, r / tile_rows(), int64_t{0}, x.channels,
+                  {top, 4, -pad_w, pixels()});
+      transform_tiles<InputTransform, 2>(m.rows, pixels(), x.channels, ld, tile_cols(),
+                                         m.points + (r - begin) * tile_cols() * ld, plane(), ld);
+    }
+  }
+
+  template <int V>
+  void multiply_strip(const float* points, const float* strip, int64_t count, float* out) const {
+    const Tiling rows(count, kRows);
+    for (int64_t t = 0; t < rows.count; ++t)
+      with_count<kRows>(rows.size(t), [&](auto n) {
+        constexpr int R = decltype(n)::value;
+        constexpr int64_t L = lanes<float>;
+        V32 acc[R][V] = {};
+        multiply_add<float, R, V, false>(x.channels, points + rows.begin(t) * ld, ld, int64_t{1},
+                                         strip, V * L, 0, acc);
+        float* to = out + rows.begin(t) * Strips<float>::kGroup;
+        for (int i = 0; i < R; ++i)
+          for (int v = 0; v < V; ++v) store(to + i * Strips<float>::kGroup + v * L, acc[i][v]);
+      });
+  }
+
+  void multiply(const Strips<float>& strips, int64_t group, int64_t count, const Memory& m) const {
+    for (int p = 0; p < kPoints; ++p)
+      strips.each(group, [&](int64_t channel, auto vectors) {
+        multiply_strip<decltype(vectors)::value>(
+            m.points + p * plane(), u + (p * strips.width() + channel) * x.channels, count,
+            m.products + p * products_plane() + channel - strips.begin(group));
+      });
+  }
+
+  // Products of one tile row to two rows of results.
+  void finish_row(const float* products, const float* b, int64_t width, float* results) const {
+    constexpr int64_t G = Strips<float>::kGroup;
+    const int64_t row = 2 * tile_cols() * G;
+    for (int64_t t = 0; t < tile_cols(); ++t)
+      for (int64_t c = 0; c < width; c += lanes<float>) {
+        const float* from = products + t * G + c;
+        float* to = results + 2 * t * G + c;
+        const V32 start = load(b + c);
+        transform<OutputTransform>(
+            [&](int i, int j) { return load(from + (4 * i + j) * products_plane()); },
+            [&](int i, int j, V32 v) {
+              v += start;
+              store(to + i * row + j * G, relu ? max_nan(v, V32{}) : v);
+            });
+      }
+  }
+
+  void finish(const Strips<float>& strips, int64_t group, int64_t begin, int64_t end,
+              const Memory& m) const {
+    constexpr int64_t G = Strips<float>::kGroup;
+    const int64_t channel = strips.begin(group), width = strips.size(group);
+    const int64_t valid = smaller(width, y.channels - channel);
+    float b[G] = {};
+    if (bias) copy_run(b, bias + channel, valid);
+    for (int64_t r = begin; r < end; ++r) {
+      finish_row(m.products + (r - begin) * tile_cols() * G, b, width, m.results);
+      copy_rows_out(y, r / tile_rows(), channel, valid, r % tile_rows() * 2, 2, m.results, G,
+                    2 * tile_cols() * G);
+    }
+  }
+
+  bool run() {
+    const Strips<float> strips(y.channels);
+    const int64_t all = y.batch * tile_rows();
+    ld = padded_channels<float>(x.channels);
+    rows_of_job = clamp(kTiles / tile_cols(), 1, all > 0 ? all : 1);
+    const Tiling blocks(all, rows_of_job);
+    // Few blocks: threads share one, each for other channels.
+    const int64_t wanted = kJobsPerThread * num_threads();
+    const int64_t parts =
+        clamp(divide_up(wanted, blocks.count > 0 ? blocks.count : 1), 1, strips.count());
+    const int threads = static_cast<int>(smaller(num_threads(), blocks.count * parts));
+
+    Arena measure{nullptr};
+    measure.take<float>(kPoints * x.channels * strips.width());
+    const int64_t shared = measure.used;
+    lay_out(&measure);
+    const int64_t own = measure.used - shared;
+    char* memory = static_cast<char*>(scratch(static_cast<size_t>(shared + own * threads)));
+    if (!memory) return false;
+    u = reinterpret_cast<float*>(memory);
+    transform_kernels(kernels, strips, reinterpret_cast<float*>(memory));
+    take_jobs(blocks.count * parts, threads, [&](int64_t job, int thread) {
+      Arena arena{memory + shared + thread * own};
+      const Memory m = lay_out(&arena);
+      const int64_t block = job / parts, part = job % parts;
+      const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
+      make_points(begin, end, m);
+      for (int64_t g = strips.count() * part / parts; g < strips.count() * (part + 1) / parts;
+           ++g) {
+        multiply(strips, g, (end - begin) * tile_cols(), m);
+        finish(strips, g, begin, end, m);
+      }
+    });
+    return true;
+  }
+};
+
+// ---- weight gradient ----
+
+constexpr int64_t kGradChannels = 128;  // input channels of a job: its sums stay in L2
+constexpr int64_t kGradTiles = 48;
+constexpr int64_t kGradJobs = 16;  // at least, where there are that many rows of tiles
+
+struct WinogradWeight {
+  Image<float> x, grad;
+  int64_t pad_h, pad_w;
+  float *gw, *gb;
+
+  int64_t tile_rows() const { return (grad.h + 1) / 2; }
+  int64_t tile_cols() const { return (grad.w + 1) / 2; }
+  int64_t pixels() const { return 2 * tile_cols() + 2; }
+  int64_t tiles() const { return rows_of_block * tile_cols(); }
+  int64_t plane() const { return tiles() * ld; }
+  int64_t grad_plane() const { return tiles() * Strips<float>::kGroup; }
+
+  int64_t ld, rows_of_block;
+
+  struct Memory {
+    float *rows, *points, *grads;
+  };
+  Memory lay_out(Arena* arena) const {
+    const int64_t width = ld > Strips<float>::kGroup ? ld : Strips<float>::kGroup;
+    return {arena->take<float>(4 * pixels() * width), arena->take<float>(kPoints * plane()),
+            arena->take<float>(kPoints * grad_plane())};
+  }
+
+  void make_points(int64_t begin, int64_t end, int64_t c, int64_t channels, int64_t o,
+                   int64_t outputs, const Memory& m) const {
+    constexpr int64_t G = Strips<float>::kGroup;
+    const int64_t valid = smaller(outputs, grad.channels - o), cols = tile_cols();
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t n = r / tile_rows(), top = r % tile_rows() * 2, at = (r - begin) * cols;
+      copy_padded(m.rows, ld, x, n, c, channels, {top - pad_h, 4, -pad_w, pixels()});
+      transform_tiles<InputTransform, 2>(m.rows, pixels(), channels, ld, cols, m.points + at * ld,
+                                         plane(), ld);
+      if (valid < outputs) fill(m.rows, 4 * cols * G, 0.0f);
+      copy_padded(m.rows, G, grad, n, o, valid, {top, 2, 0, 2 * cols});
+      transform_tiles<OutputGradTransform, 2>(m.rows, 2 * cols, outputs, G, cols, m.grads + at * G,
+                                              grad_plane(), G);
+    }
+  }
+
+  // sums[channel][lane] += points^T grads, for one point and strip.
+  template <int V>
+  void multiply_strip(const float* points, const float* grads, int64_t channels, int64_t count,
+                      float* sums, bool first) const {
+    constexpr int64_t L = lanes<float>;
+    const Tiling rows(channels, kRows);
+    for (int64_t t = 0; t < rows.count; ++t)
+      with_count<kRows>(rows.size(t), [&](auto n) {
+        constexpr int R = decltype(n)::value;
+        float* to = sums + rows.begin(t) * V * L;
+        V32 acc[R][V] = {};
+        if (!first)
+          for (int i = 0; i < R; ++i)
+            for (int v = 0; v < V; ++v) acc[i][v] = load(to + (i * V + v) * L);
+        multiply_add<float, R, V, false>(count, points + rows.begin(t), int64_t{1}, ld, grads,
+                                         Strips<float>::kGroup, 0, acc);
+        for (int i = 0; i < R; ++i)
+          for (int v = 0; v < V; ++v) store(to + (i * V + v) * L, acc[i][v]);
+      });
+  }
+
+  // Point (1, 1) of a tile of gradients is the sum of its four.
+  void add_bias(const float* grads, int64_t width, int64_t count, float* sum) const {
+    for (int64_t c = 0; c < width; c += lanes<float>) {
+      V32 total = load(sum + c);
+      for (int64_t t = 0; t < count; ++t)
+        total += load(grads + 5 * grad_plane() + t * Strips<float>::kGroup + c);
+      store(sum + c, total);
+    }
+  }
+
+  void finish(const Strips<float>& strips, const float* sums, int64_t chunks, int64_t size) const {
+    constexpr int64_t L = lanes<float>;
+    const int64_t point = x.channels * strips.width();
+    parallel_for(x.channels, int64_t{4}, [&](int64_t begin, int64_t end) {
+      float taps[9 * L];
+      for (int64_t s = 0; s < strips.strips.count; ++s) {
+        const int64_t first = strips.strips.begin(s) * L, width = strips.strips.size(s) * L;
+        for (int64_t lane = first; lane < first + width; lane += L)
+          for (int64_t c = begin; c < end; ++c) {
+            const float* from = sums + first * x.channels + c * width + lane - first;
+            transform<KernelGradTransform>(
+                [&](int i, int j) {
+                  const float* p = from + (4 * i + j) * point;
+                  V32 total = load(p);
+                  for (int64_t k = 1; k < chunks; ++k) total += load(p + k * size);
+                  return total;
+                },
+                [&](int i, int j, V32 v) { store(taps + (3 * i + j) * L, v); });
+            copy_plane(gw + (lane * x.channels + c) * 9, 9 * x.channels, int64_t{1}, taps,
+                       int64_t{1}, L, smaller(L, grad.channels - lane), int64_t{9});
+          }
+      }
+    });
+  }
+
+  void finish_bias(const Strips<float>& strips, const float* sums, int64_t chunks,
+                   int64_t size) const {
+    const float* from = sums + kPoints * x.channels * strips.width();
+    for (int64_t o = 0; o < grad.channels; ++o) {
+      float total = from[o];
+      for (int64_t k = 1; k < chunks; ++k) total += from[k * size + o];
+      gb[o] = total;
+    }
+  }
+
+  // Tile rows [begin, end) for one group of output and some input channels.
+  void job(const Strips<float>& strips, int64_t group, int64_t c, int64_t channels, int64_t begin,
+           int64_t end, float* sums, const Memory& m) const {
+    const int64_t o = strips.begin(group), width = strips.size(group);
+    float* bias = sums + kPoints * x.channels * strips.width() + o;
+    if (c == 0) fill(bias, width, 0.0f);
+    const Tiling blocks(end - begin, rows_of_block);
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const int64_t count = blocks.size(b) * tile_cols();
+      make_points(begin + blocks.begin(b), begin + blocks.begin(b + 1), c, channels, o, width, m);
+      if (gb && c == 0) add_bias(m.grads, width, count, bias);
+      for (int p = 0; p < kPoints; ++p)
+        strips.each(group, [&](int64_t channel, auto vectors) {
+          constexpr int V = decltype(vectors)::value;
+          float* to = sums + (p * strips.width() + channel) * x.channels + c * V * lanes<float>;
+          multiply_strip<V>(m.points + p * plane(), m.grads + p * grad_plane() + channel - o,
+                            channels, count, to, b == 0);
+        });
+    }
+  }
+
+  bool run() {
+    const Strips<float> strips(grad.channels);
+    const Tiling inputs(x.channels, kGradChannels);
+    const int64_t all = x.batch * tile_rows(), tasks = strips.count() * inputs.count;
+    ld = padded_channels<float>(divide_up(x.channels, inputs.count));
+    rows_of_block = clamp(kGradTiles / tile_cols(), 1, all > 0 ? all : 1);
+    // The number of chunks, whose sums are added in order, must not depend on the threads.
+    const Tiling chunks(all, divide_up(all, clamp(divide_up(kGradJobs, tasks), 1, all)));
+    const int64_t size = kPoints * x.channels * strips.width() + strips.width();
+    const int threads = static_cast<int>(smaller(num_threads(), chunks.count * tasks));
+
+    Arena measure{nullptr};
+    measure.take<float>(chunks.count * size);
+    const int64_t shared = measure.used;
+    lay_out(&measure);
+    const int64_t own = measure.used - shared;
+    char* memory = static_cast<char*>(scratch(static_cast<size_t>(shared + own * threads)));
+    if (!memory) return false;
+    float* const sums = reinterpret_cast<float*>(memory);
+    take_jobs(chunks.count * tasks, threads, [&](int64_t j, int thread) {
+      Arena arena{memory + shared + thread * own};
+      const int64_t chunk = j / tasks, group = j % tasks / inputs.count, part = j % inputs.count;
+      job(strips, group, inputs.begin(part), inputs.size(part), chunks.begin(chunk),
+          chunks.begin(chunk + 1), sums + chunk * size, lay_out(&arena));
+    });
+    finish(strips, sums, chunks.count, size);
+    if (gb) finish_bias(strips, sums, chunks.count, size);
+    return true;
+  }
+};
+
+}  // namespace
+}  // namespace grebe::GREBE_ISA
