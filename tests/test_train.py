@@ -236,6 +236,7 @@ def test_a_closed_pipe_ends_training_quietly(tmp_path: Path) -> None:
         (["fly"], "'fly'"),
         (["train"], "MODEL"),
         (["train", "resnet"], "'resnet' (choose from"),
+        (["train", "mlp", "--resize", "0"], "integer from 1 to 4096, got '0'"),
         (["train", "mlp", "--epochs", "0"], "integer from 1 to 1000000, got '0'"),
         (["train", "mlp", "--epochs", "two"], "got 'two'"),
         (["train", "mlp", "--batch-size", "-3"], "got '-3'"),

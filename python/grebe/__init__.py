@@ -33,7 +33,10 @@ from .autograd import (
 from .dtypes import *  # noqa: F403
 from .ops import MODULES as _MODULES
 from .printing import set_printoptions
-from .tensor import Size, Tensor, device, is_tensor
+from .tensor import Size as Size
+from .tensor import Tensor as Tensor
+from .tensor import device as device
+from .tensor import is_tensor as is_tensor
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-MODELS = ("softmax-regression", "mlp", "lenet")
+MODELS = (
+    "softmax-regression", "mlp", "lenet", "alexnet", "vgg11", "nin", "googlenet", "resnet18",
+    "resnet34", "resnet50", "resnext50", "densenet",
+)  # fmt: skip
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad")
 
 
@@ -83,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--download", action="store_true", help="fetch the files of mnist or fashion-mnist to DIR"
     )
+    train.add_argument("--resize", metavar="N", type=_integer(1, 4096), help="resize images to NxN "
+                       "pixels (default: 224 for alexnet, vgg11 and nin, 96 for googlenet, resnets "
+                       "and densenet, as in the book; others take them as they are)")  # fmt: skip
     train.add_argument("--epochs", metavar="N", type=_integer(1, 10**6), help="default: 10, or 30 "
                        "with less than 10,000 images")  # fmt: skip
     train.add_argument("--batch-size", metavar="N", type=_integer(1, 10**6), help="default: 256, "

@@ -2,5 +2,6 @@
 
 from .idx import read_idx
 from .images import MNIST, Digits, FashionMNIST, IDXImages, ImageDataset
+from .resize import Resize
 
-__all__ = ["MNIST", "Digits", "FashionMNIST", "IDXImages", "ImageDataset", "read_idx"]
+__all__ = ["MNIST", "Digits", "FashionMNIST", "IDXImages", "ImageDataset", "Resize", "read_idx"]

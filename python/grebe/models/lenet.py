@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from ..nn.modules.activation import ReLU
-from ..nn.modules.container import Sequential
-from ..nn.modules.conv import Conv2d
-from ..nn.modules.flatten import Flatten
-from ..nn.modules.linear import Linear
-from ..nn.modules.pooling import MaxPool2d
+from .. import nn
 
 
-class LeNet(Sequential):
+class LeNet(nn.Sequential):
     """Two convolutions with pooling, then three linear layers.
 
     The sizes are those of LeNet-5 (Y. LeCun et al., "Gradient-based learning applied to document
@@ -40,16 +35,16 @@ class LeNet(Sequential):
             raise ValueError(f"LeNet: images must be at least 12x12, got {image_size}")
         height, width = ((size // 2 - 4) // 2 for size in image_size)
         super().__init__(
-            Conv2d(in_channels, 6, kernel_size=5, padding=2),
-            ReLU(),
-            MaxPool2d(2),
-            Conv2d(6, 16, kernel_size=5),
-            ReLU(),
-            MaxPool2d(2),
-            Flatten(),
-            Linear(16 * height * width, 120),
-            ReLU(),
-            Linear(120, 84),
-            ReLU(),
-            Linear(84, num_classes),
+            nn.Conv2d(in_channels, 6, kernel_size=5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, kernel_size=5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * height * width, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Linear(84, num_classes),
         )

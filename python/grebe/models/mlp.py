@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from ..nn.modules.activation import ReLU
-from ..nn.modules.container import Sequential
-from ..nn.modules.flatten import Flatten
-from ..nn.modules.linear import Linear
+from .. import nn
 
 
-class MLP(Sequential):
+class MLP(nn.Sequential):
     """Flatten, a hidden layer with ReLU, a linear layer to the logits of the classes.
 
     Args:
@@ -21,8 +18,8 @@ class MLP(Sequential):
 
     def __init__(self, num_inputs: int = 784, num_hidden: int = 256, num_classes: int = 10) -> None:
         super().__init__(
-            Flatten(),
-            Linear(num_inputs, num_hidden),
-            ReLU(),
-            Linear(num_hidden, num_classes),
+            nn.Flatten(),
+            nn.Linear(num_inputs, num_hidden),
+            nn.ReLU(),
+            nn.Linear(num_hidden, num_classes),
         )

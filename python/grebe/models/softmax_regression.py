@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from ..nn.modules.container import Sequential
-from ..nn.modules.flatten import Flatten
-from ..nn.modules.linear import Linear
+from .. import nn
 
 
-class SoftmaxRegression(Sequential):
+class SoftmaxRegression(nn.Sequential):
     """Flatten, then one linear layer to the logits of the classes.
 
     Args:
@@ -18,4 +16,4 @@ class SoftmaxRegression(Sequential):
     """
 
     def __init__(self, num_inputs: int = 784, num_classes: int = 10) -> None:
-        super().__init__(Flatten(), Linear(num_inputs, num_classes))
+        super().__init__(nn.Flatten(), nn.Linear(num_inputs, num_classes))

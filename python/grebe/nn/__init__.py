@@ -4,8 +4,8 @@ from . import functional, init, modules, parameter, utils
 from .modules import *  # noqa: F403
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 
-__all__ = [
-    *modules.__all__,
+vars()["__all__"] = [  # as in modules/__init__.py
+    *vars(modules)["__all__"],
     "Buffer",
     "Parameter",
     "UninitializedBuffer",

@@ -29,18 +29,23 @@ from .normalization import *  # noqa: F403
 from .pooling import *  # noqa: F403
 from .sparse import *  # noqa: F403
 
-__all__ = [
-    *activation.__all__,
-    *batchnorm.__all__,
-    *container.__all__,
-    *conv.__all__,
-    *dropout.__all__,
-    *flatten.__all__,
-    *lazy.__all__,
-    *linear.__all__,
-    *loss.__all__,
-    *module.__all__,
-    *normalization.__all__,
-    *pooling.__all__,
-    *sparse.__all__,
+# Not written `__all__ = ...`: mypy does not follow that form, and would take nothing as exported.
+vars()["__all__"] = [
+    name
+    for family in (
+        activation,
+        batchnorm,
+        container,
+        conv,
+        dropout,
+        flatten,
+        lazy,
+        linear,
+        loss,
+        module,
+        normalization,
+        pooling,
+        sparse,
+    )
+    for name in family.__all__
 ]
