@@ -232,15 +232,16 @@ POOL: list[tuple[Shape, dict[str, Any]]] = [
     ((2, 3, 40, 21), {"kernel_size": 20, "stride": 1}),
     ((2, 33, 7, 7), {"kernel_size": 7}),
     ((1, 2, 9, 9), {"kernel_size": 2, "stride": 3, "ceil_mode": True}),
+    # 2x2 tiles: rows that share a vector, fill one, need two; a last row or column left over.
+    *[((2, 3, h, w), {"kernel_size": 2}) for h, w in [(10, 10), (7, 16), (2, 3), (3, 33), (6, 66)]],
 ]
 CASES += [case("max_pool2d", "max_pool2d", normal(s), **kw) for s, kw in POOL]
 CASES += [
     case("max_pool2d", "max_pool2d", normal((2, 3, 9, 30)), kernel_size=3, padding=1, dilation=2)
 ]
 CASES += [
-    case(
-        "max_pool2d", "max_pool2d", given("ties", np.zeros((1, 2, 6, 6))), kernel_size=3, padding=1
-    )
+    case("max_pool2d", "max_pool2d", given("ties", np.zeros((1, 2, 6, 6))), **kw)
+    for kw in ({"kernel_size": 3, "padding": 1}, {"kernel_size": 2})
 ]
 CASES += [case("avg_pool2d", "nn.functional.avg_pool2d", normal(s), **kw) for s, kw in POOL]
 CASES += [
@@ -294,6 +295,14 @@ for n in (10_000, 1_000_000, 10_000_000):
     timed("relu", "relu", normal((n,)), bytes=8.0 * n)
     timed("exp", "exp", normal((n,)), bytes=8.0 * n)
     timed("sum", "sum", normal((n,)), bytes=4.0 * n)
+for shape, window in (
+    ((256, 6, 28, 28), {"kernel_size": 2}),
+    ((256, 16, 10, 10), {"kernel_size": 2}),
+    ((32, 64, 56, 56), {"kernel_size": 3, "stride": 2, "padding": 1}),
+):
+    size = 4.0 * float(np.prod(shape)) * 1.25
+    timed("max_pool2d", "max_pool2d", normal(shape), bytes=size, **window)
+    timed("avg_pool2d", "nn.functional.avg_pool2d", normal(shape), bytes=size, **window)
 for shape in ((256, 10), (4096, 1000), (1024, 50257)):
     size = 8.0 * shape[0] * shape[1]
     timed("softmax", "softmax", normal(shape), dim=1, bytes=size)

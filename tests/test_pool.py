@@ -115,6 +115,19 @@ def test_nan_and_minus_infinity(form: Any) -> None:
     assert index.numpy().max() < 6 * 40
 
 
+@pytest.mark.parametrize("width", [4, 10, 40, 70])
+def test_every_nan_is_found(width: int) -> None:
+    x = np.zeros((1, 1, 4, width), np.float32)
+    for i in range(x.size):
+        x.ravel()[:] = -np.inf
+        x.ravel()[i] = np.nan
+        leaf = grebe.from_numpy(x).requires_grad_()
+        y = max_pool2d(leaf, 2)
+        assert np.isnan(y.detach().numpy()).sum() == 1
+        y.backward(grebe.ones(*y.shape))
+        assert leaf.grad.numpy().ravel()[i] == 1, "the gradient goes elsewhere"
+
+
 def test_ties_go_to_the_first() -> None:
     x = grebe.zeros(1, 1, 4, 4).requires_grad_()
     max_pool2d(x, 2).sum().backward()

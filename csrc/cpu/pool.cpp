@@ -1,12 +1,14 @@
 // Maximum and average pooling in two dimensions, forward and backward.
 //
-// Planes (NCHW): one plane at a time is copied into padded, phase-split form (window.h), so that
-// every tap of a row of outputs is one contiguous load; lanes hold neighbouring outputs. Backward
+// Planes (NCHW) under windows of 2x2 side by side: rows are read and written in place, pairs of
+// columns taken apart (or put together) in registers. Other windows: one plane at a time is copied into padded, phase-split form (window.h), so that
+// every tap of a row of outputs is one contiguous load. Lanes hold neighbouring outputs. Backward
 // adds into a plane of the same form and merges the phases at the end. Channels-last: lanes hold
 // channels, the window is clipped per pixel, nothing is copied.
 //
 // The position of a maximum is kept as its number within the window (kh * kernel_w + kw), one byte
 // when that fits. Floor: the bytes of input, output and index once each; see docs/kernels/pool.md.
+#include "rows.h"
 #include "window.h"
 
 namespace grebe::GREBE_ISA {
@@ -40,22 +42,27 @@ struct Divisor {
   int64_t override;  // 0: the number of cells
 };
 
-// As many small integers as vec<T> has lanes.
-template <class T, class I>
-struct Narrow {
-  typedef I type __attribute__((vector_size(lanes<T> * sizeof(I))));
-};
-
+// As many indices as vec<T> has lanes, bytes or int32.
 template <class T, class I>
 inline mask_of<T> load_index(const I* p) {
-  typename Narrow<T, I>::type v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return __builtin_convertvector(v, mask_of<T>);
+  if constexpr (sizeof(I) == 1) {
+    return load_bytes<T>(p);
+  } else {
+    typedef I narrow __attribute__((vector_size(lanes<T> * sizeof(I))));
+    narrow v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return __builtin_convertvector(v, mask_of<T>);
+  }
 }
 template <class T, class I>
 inline void store_index(I* p, mask_of<T> index) {
-  const auto v = __builtin_convertvector(index, typename Narrow<T, I>::type);
-  __builtin_memcpy(p, &v, sizeof(v));
+  if constexpr (sizeof(I) == 1) {
+    store_bytes<T>(p, index);
+  } else {
+    typedef I narrow __attribute__((vector_size(lanes<T> * sizeof(I))));
+    const narrow v = __builtin_convertvector(index, narrow);
+    __builtin_memcpy(p, &v, sizeof(v));
+  }
 }
 template <class T, class I>
 inline mask_of<T> load_index_n(const I* p, int64_t n) {
@@ -78,7 +85,7 @@ inline mask_of<T> splat_index(int64_t k) {
 template <class T>
 struct Best {
   vec<T> value = splat(-std::numeric_limits<T>::infinity());
-  mask_of<T> index;
+  mask_of<T> index{};
 
   // The first maximum counts; a NaN beats everything before it.
   void offer(vec<T> v, int64_t k) {
@@ -198,7 +205,160 @@ void spread_channels(const Pool& p, T* gx, const T* grad, const Share& share) {
   });
 }
 
-// ---- planes ----
+// ---- planes: windows of 2 x 2, side by side ----
+
+// No padding, no overlap, nothing left over but a last row and column: the usual pool.
+bool is_tiled(const Pool& p) {
+  auto tiled = [](const Axis& a) {
+    return !a.adaptive && a.kernel == 2 && a.pad == 0 && a.dilation == 1 && 2 * a.out <= a.in &&
+           2 * a.out + 1 >= a.in && (a.stride == 2 || a.out == 1);
+  };
+  return tiled(p.h) && tiled(p.w) && p.in.w == 1 && p.out.w == 1 && p.out.h == p.w.out &&
+         p.out.c == p.h.out * p.w.out && p.out.n == p.channels * p.out.c;
+}
+
+// A plane of the input, or several that follow each other without a gap and so are a higher one.
+struct Tiles {
+  int64_t in_h, in_w, in_row, out_h, out_w;
+};
+
+// f(tiles, offset in the input, offset in the outputs) for planes [begin, end).
+template <class F>
+void each_tiled_plane(const Pool& p, int64_t begin, int64_t end, const F& f) {
+  const int64_t channels = p.channels, pixels = p.out.c;
+  const Strides in = p.in;
+  Tiles t{p.h.in, p.w.in, in.h, p.h.out, p.w.out};
+  const bool one = in.c == 2 * t.out_h * in.h && in.n == channels * in.c;
+  const int64_t planes = one ? end - begin : 1;
+  t.in_h *= planes;
+  t.out_h *= planes;
+  for (int64_t i = begin; i < end; i += planes)
+    f(t, i / channels * in.n + i % channels * in.c, i * pixels);
+}
+
+int64_t tile_grain(const Pool& p) { return at_least_one(kWork / (p.h.in * p.w.in)); }
+
+// The upper half of v, twice; the elements of the lower half, each twice.
+template <class V, size_t... I>
+inline V upper_half(V v, std::index_sequence<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(v, v, (static_cast<int>(I) % (n / 2) + n / 2)...);
+}
+template <class V>
+constexpr auto lanes_of = std::make_index_sequence<sizeof(V) / sizeof(V{}[0])>{};
+template <class V>
+inline V upper_half(V v) {
+  return upper_half(v, lanes_of<V>);
+}
+template <class V>
+inline V twice(V v) {
+  return zip<false>(v, v, lanes_of<V>);
+}
+
+// The four cells of a vector of windows.
+template <class T>
+struct Cells {
+  vec<T> top_left, top_right, bottom_left, bottom_right;
+};
+
+// The windows over `na` columns at a, then nb at b, with in_row to the row below.
+template <class T>
+inline Cells<T> load_cells(const T* a, int64_t na, const T* b, int64_t nb, int64_t in_row) {
+  const vec<T> top_a = load_upto(a, na), top_b = load_upto(b, nb);
+  const vec<T> bottom_a = load_upto(a + in_row, na), bottom_b = load_upto(b + in_row, nb);
+  return {every_second<T, 0>(top_a, top_b), every_second<T, 1>(top_a, top_b),
+          every_second<T, 0>(bottom_a, bottom_b), every_second<T, 1>(bottom_a, bottom_b)};
+}
+
+// f(cells, where their outputs go, how many, whether the upper half is that many of the next row)
+// for all outputs of a plane, in order of memory. Narrow rows share a vector.
+template <class T, class F>
+inline void each_vector_of_tiles(const Tiles& t, const T* x, const F& f) {
+  constexpr int64_t L = lanes<T>;
+  int64_t oh = 0;
+  if (2 * t.out_w <= L)
+    for (; oh + 2 <= t.out_h; oh += 2) {
+      const T* row = x + 2 * oh * t.in_row;
+      f(load_cells(row, 2 * t.out_w, row + 2 * t.in_row, 2 * t.out_w, t.in_row), oh * t.out_w,
+        t.out_w, true);
+    }
+  for (; oh < t.out_h; ++oh)
+    for (int64_t ow = 0; ow < t.out_w; ow += L) {
+      const T* a = x + 2 * oh * t.in_row + 2 * ow;
+      const int64_t n = at_most(t.out_w - ow, L), na = at_most(2 * n, L);
+      f(load_cells(a, na, a + L, 2 * n - na, t.in_row), oh * t.out_w + ow, n, false);
+    }
+}
+
+// Stores n lanes of v at p, or n lanes of either half one after the other. Where a whole vector
+// fits before `end`, it may run over: what belongs there is written later.
+template <class V, class P, class Store, class StoreN>
+inline void store_tiles(V v, P* p, int64_t n, bool halves, P* end, const Store& store,
+                        const StoreN& store_n) {
+  constexpr int64_t size = sizeof(V) / sizeof(v[0]);
+  for (int half = 0; half < 1 + halves; ++half, p += n, v = upper_half(v))
+    p + size <= end ? store(p, v) : store_n(p, v, n);
+}
+
+template <class T, class I>
+void max_tiles(const Pool& p, const T* x, T* y, I* index) {
+  parallel_for(p.batch * p.channels, tile_grain(p), [&](int64_t begin, int64_t end) {
+    T* y_end = y + end * p.out.c;
+    I* index_end = index ? index + end * p.out.c : nullptr;
+    each_tiled_plane(p, begin, end, [=](Tiles t, int64_t from, int64_t to) {
+      each_vector_of_tiles(t, x + from, [=](Cells<T> c, int64_t at, int64_t n, bool halves) {
+        Best<T> best{c.top_left};
+        best.offer(c.top_right, 1);
+        best.offer(c.bottom_left, 2);
+        best.offer(c.bottom_right, 3);
+        store_tiles(best.value, y + to + at, n, halves, y_end, store<T>, store_n<T>);
+        if (index)
+          store_tiles(best.index, index + to + at, n, halves, index_end, store_index<T, I>,
+                      store_index_n<T, I>);
+      });
+    });
+  });
+}
+
+template <class T>
+void avg_tiles(const Pool& p, const T* x, T* y, Divisor divisor) {
+  const T share = T(1) / static_cast<T>(cells_of(p, divisor, 0, 0));
+  parallel_for(p.batch * p.channels, tile_grain(p), [&](int64_t begin, int64_t end) {
+    T* y_end = y + end * p.out.c;
+    const vec<T> factor = splat(share);
+    each_tiled_plane(p, begin, end, [=](Tiles t, int64_t from, int64_t to) {
+      each_vector_of_tiles(t, x + from, [=](Cells<T> c, int64_t at, int64_t n, bool halves) {
+        const vec<T> sum = (c.top_left + c.top_right) + (c.bottom_left + c.bottom_right);
+        store_tiles(sum * factor, y + to + at, n, halves, y_end, store<T>, store_n<T>);
+      });
+    });
+  });
+}
+
+// Two vectors of gx, one below the other, are share(gradients, each twice; their position; how
+// many)(row), row 0 and 1.
+template <class T, class Share>
+void spread_tiles(const Pool& p, T* gx, const T* grad, const Share& share) {
+  constexpr int64_t L = lanes<T>;
+  parallel_for(p.batch * p.channels, tile_grain(p), [&](int64_t begin, int64_t end) {
+    each_tiled_plane(p, begin, end, [=](Tiles t, int64_t to, int64_t from) {
+      for (int64_t oh = 0; oh < t.out_h; ++oh) {
+        T* top = gx + to + 2 * oh * t.in_row;
+        T* bottom = top + t.in_row;
+        for (int64_t w = 0; w < t.in_w; w += L) {
+          const int64_t at = from + oh * t.out_w + w / 2, n = at_most(t.out_w - w / 2, L / 2);
+          const auto part = share(twice(load_n(grad + at, n)), at, n);
+          const int64_t columns = at_most(t.in_w - w, L);
+          store_upto(top + w, part(0), columns);
+          store_upto(bottom + w, part(1), columns);
+        }
+      }
+      for (int64_t h = 2 * t.out_h; h < t.in_h; ++h) fill(gx + to + h * t.in_row, t.in_w, T(0));
+    });
+  });
+}
+
+// ---- planes: any windows ----
 
 // Scratch of one thread: a split plane, and whatever else a kernel needs per plane.
 struct PlaneScratch {
@@ -396,8 +556,12 @@ void spread_planes(const Pool& p, const PlaneScratch& s, T* gx, const T* grad,
 
 template <class T, class I>
 bool max_forward(const Pool& p, In x, Out y, OptOut index) {
-  if (!p.channels_last()) return max_planes(p, data<T>(x), data<T>(y), data<I>(index));
-  max_channels(p, data<T>(x), data<T>(y), data<I>(index));
+  if (is_tiled(p))
+    max_tiles(p, data<T>(x), data<T>(y), data<I>(index));
+  else if (p.channels_last())
+    max_channels(p, data<T>(x), data<T>(y), data<I>(index));
+  else
+    return max_planes(p, data<T>(x), data<T>(y), data<I>(index));
   return true;
 }
 
@@ -407,6 +571,18 @@ bool max_backward(const Pool& p, In grad, In index, Out gx) {
   auto chosen = [](vec<T> g, mask_of<T> best) {
     return [=](int64_t k) { return select(best == splat_index<T>(k), g, vec<T>{}); };
   };
+  if (is_tiled(p)) {
+    const I* end = indices + p.batch * p.out.n;
+    spread_tiles(p, data<T>(gx), data<T>(grad), [=](vec<T> g, int64_t at, int64_t n) {
+      const I* from = indices + at;
+      const mask_of<T> k = from + lanes<T> <= end ? load_index<T>(from) : load_index_n<T>(from, n);
+      // 0 or 2 in the window's left column where the maximum is there, -1 or 1 where it is not; in
+      // its right column the other way round.
+      const mask_of<T> row = twice(k) - (to_int(iota<T>()) & 1);
+      return [=](int64_t kh) { return select(row == splat_index<T>(2 * kh), g, vec<T>{}); };
+    });
+    return true;
+  }
   if (p.channels_last()) {
     spread_channels(p, data<T>(gx), data<T>(grad),
                     [&](vec<T> g, int64_t at, int64_t size, int64_t, int64_t) {
@@ -434,14 +610,24 @@ bool max_backward(const Pool& p, In grad, In index, Out gx) {
 
 template <class T>
 bool avg_forward(const Pool& p, In x, Out y, Divisor divisor) {
-  if (!p.channels_last()) return avg_planes(p, data<T>(x), data<T>(y), divisor);
-  avg_channels(p, data<T>(x), data<T>(y), divisor);
+  if (is_tiled(p))
+    avg_tiles(p, data<T>(x), data<T>(y), divisor);
+  else if (p.channels_last())
+    avg_channels(p, data<T>(x), data<T>(y), divisor);
+  else
+    return avg_planes(p, data<T>(x), data<T>(y), divisor);
   return true;
 }
 
 template <class T>
 bool avg_backward(const Pool& p, In grad, Out gx, Divisor divisor) {
   auto constant = [](vec<T> g) { return [=](int64_t) { return g; }; };
+  if (is_tiled(p)) {
+    const vec<T> part = splat(T(1) / static_cast<T>(cells_of(p, divisor, 0, 0)));
+    spread_tiles(p, data<T>(gx), data<T>(grad),
+                 [=](vec<T> g, int64_t, int64_t) { return constant(g * part); });
+    return true;
+  }
   if (p.channels_last()) {
     spread_channels(p, data<T>(gx), data<T>(grad),
                     [&](vec<T> g, int64_t, int64_t, int64_t oh, int64_t ow) {

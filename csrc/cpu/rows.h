@@ -54,6 +54,10 @@ template <class T>
 inline vec<T> load_upto(const T* p, int64_t n) {
   return n >= lanes<T> ? load(p) : load_n(p, n);
 }
+template <class T>
+inline void store_upto(T* p, vec<T> v, int64_t n) {
+  n >= lanes<T> ? store(p, v) : store_n(p, v, n);
+}
 
 }  // namespace
 }  // namespace grebe::GREBE_ISA

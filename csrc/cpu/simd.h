@@ -436,6 +436,57 @@ inline f32v narrow(f64pair p) {
   return join(__builtin_convertvector(p.low, f32half), __builtin_convertvector(p.high, f32half),
               std::make_index_sequence<lanes<float>>{});
 }
+// lanes<T> bytes as integers of the lanes' width, and back: the compiler's own conversion goes
+// element by element. The levels without an instruction for 64-bit lanes keep that.
+template <class T>
+inline mask_of<T> load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (mask_of<T>)_mm512_maskz_cvtepu8_epi32(-1, _mm_loadu_si128((const __m128i*)p));
+  else
+    return (mask_of<T>)_mm512_maskz_cvtepu8_epi64(-1, _mm_loadl_epi64((const __m128i*)p));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return (mask_of<T>)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  else
+    return (mask_of<T>)_mm256_cvtepu8_epi64(_mm_loadu_si32(p));
+#elif defined(__SSE4_1__)
+  if constexpr (sizeof(T) == 4)
+    return (mask_of<T>)_mm_cvtepu8_epi32(_mm_loadu_si32(p));
+  else
+    return (mask_of<T>)_mm_cvtepu8_epi64(_mm_loadu_si16(p));
+#else
+  typedef uint8_t bytes __attribute__((vector_size(lanes<T>)));
+  bytes v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, mask_of<T>);
+#endif
+}
+template <class T>
+inline void store_bytes(uint8_t* p, mask_of<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8(-1, (__m512i)v));
+  else
+    _mm_storel_epi64((__m128i*)p, _mm512_maskz_cvtepi64_epi8(-1, (__m512i)v));
+  return;
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v),
+                                           _mm256_extracti128_si256((__m256i)v, 1));
+    _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+    return;
+  }
+#elif defined(__SSE4_1__)
+  if constexpr (sizeof(T) == 4) {
+    const __m128i words = _mm_packus_epi32((__m128i)v, (__m128i)v);
+    _mm_storeu_si32(p, _mm_packus_epi16(words, words));
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < lanes<T>; ++i) p[i] = static_cast<uint8_t>(v[i]);
+}
+
 // lanes<double> floats as doubles.
 inline f64v load_widened(const float* p) {
   f32half v;

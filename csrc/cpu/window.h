@@ -94,16 +94,19 @@ inline void copy_run(T* dst, const T* src, int64_t n) {
   if (i < n) store_n(dst + i, load_n(src + i, n - i), n - i);
 }
 
-// Elements 0, 2, 4, ... of a, then of b.
-template <class V, size_t... I>
+// Elements 0, 2, 4, ... of a, then of b; or with kFirst = 1 elements 1, 3, 5, ...
+template <int kFirst, class V, size_t... I>
 inline V every_second(V a, V b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (2 * static_cast<int>(I))...);
+  return __builtin_shufflevector(a, b, (2 * static_cast<int>(I) + kFirst)...);
+}
+template <class T, int kFirst>
+inline vec<T> every_second(vec<T> a, vec<T> b) {
+  return every_second<kFirst>(a, b, std::make_index_sequence<lanes<T>>{});
 }
 
 // dst[i] = src[2 * i]
 template <class T>
 inline void copy_every_second(T* dst, const T* src, int64_t n) {
-  constexpr auto all = std::make_index_sequence<lanes<T>>{};
   int64_t i = 0;
   for (; i < n; i += lanes<T>, src += 2 * lanes<T>) {
     const int64_t left = 2 * (n - i) - 1;  // of src; the element after the last need not exist
@@ -113,7 +116,7 @@ inline void copy_every_second(T* dst, const T* src, int64_t n) {
       b = load(src + lanes<T>);
     else if (left > lanes<T>)
       b = load_n(src + lanes<T>, left - lanes<T>);
-    const vec<T> r = every_second(a, b, all);
+    const vec<T> r = every_second<T, 0>(a, b);
     if (n - i >= lanes<T>)
       store(dst + i, r);
     else
