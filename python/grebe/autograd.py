@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import _cpu
-from ._cpu import Node, TensorBase, attach, grad_enabled, wrap
+from ._cpu import Node, TensorBase, attach, grad_enabled, share, wrap
 from .backend import copy
 
 __all__ = [
@@ -167,14 +167,25 @@ def record_many(
     inputs: tuple[Any, ...],
     saved: tuple[Any, ...],
 ) -> tuple[Any, ...]:
-    """Like `record` for an op with several results; its backward gets a gradient (or None) each."""
+    """Like `record` for an op with several results; its backward gets a gradient (or None) each.
+
+    A result among `saved` comes back as a Tensor without history, checked for later writes.
+    """
     results = tuple(wrap(array) for array in arrays)
     wanted = any(isinstance(i, TensorBase) and i._requires_grad for i in inputs)
     if grad_enabled() and wanted:
         node = node_class()
-        attach(node, inputs, saved)
+        twins = {id(result.array): result for result in results}
+        attach(node, inputs, tuple(_twin(twins[id(s)]) if id(s) in twins else s for s in saved))
         connect_outputs(node, results)
     return results
+
+
+def _twin(result: Any) -> Any:
+    """`result` without its history (which would be a cycle), its writes counted together."""
+    twin = wrap(result.array)
+    share(twin, result)
+    return twin
 
 
 def connect_outputs(node: Node, results: Sequence[Any]) -> None:

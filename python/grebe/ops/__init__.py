@@ -15,12 +15,13 @@ from . import (
     pool,
     random,
     reduce,
+    rnn,
     shape,
     softmax,
     sort,
 )
 
 MODULES = (
-    conv, creation, dropout, elementwise, indexing, linalg, matmul, pool, random, reduce, shape,
-    softmax, sort,
+    conv, creation, dropout, elementwise, indexing, linalg, matmul, pool, random, reduce, rnn,
+    shape, softmax, sort,
 )  # fmt: skip

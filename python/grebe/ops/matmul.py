@@ -41,6 +41,13 @@ def _multiply(a: Array, b: Array, bias: Array | None, y: Array, beta: float = 0.
         kernel(readable(a), readable(b), bias, y, _NO_ACTIVATION, beta)
 
 
+def multiply_into(
+    a: Array, b: Array, y: Array, bias: Array | None = None, beta: float = 0.0
+) -> None:
+    """Computes y = a @ b + bias + beta * y for float arrays that fit, y with dense rows."""
+    _multiply(a, b, bias, y, beta)
+
+
 def _output_shape(a: Array, b: Array) -> tuple[int, ...]:
     """The shape of a @ b; ValueError if they don't fit."""
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-1 if b.ndim == 1 else -2]:

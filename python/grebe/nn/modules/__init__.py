@@ -13,6 +13,7 @@ from . import (
     module,
     normalization,
     pooling,
+    rnn,
     sparse,
 )
 from .activation import *  # noqa: F403
@@ -27,6 +28,7 @@ from .loss import *  # noqa: F403
 from .module import *  # noqa: F403
 from .normalization import *  # noqa: F403
 from .pooling import *  # noqa: F403
+from .rnn import *  # noqa: F403
 from .sparse import *  # noqa: F403
 
 # Not written `__all__ = ...`: mypy does not follow that form, and would take nothing as exported.
@@ -45,6 +47,7 @@ vars()["__all__"] = [
         module,
         normalization,
         pooling,
+        rnn,
         sparse,
     )
     for name in family.__all__

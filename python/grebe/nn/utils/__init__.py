@@ -1,4 +1,4 @@
-"""Gradient clipping (D2L section 9.5.3), and parameters as one vector."""
+"""Gradient clipping (D2L section 9.5.3), parameters as one vector, sequences (`rnn`)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .. import _cpu
-from ..autograd import no_grad
-from ..backend import Array, kernels
-from ..ops.shape import cat
-from ..optim.optimizer import is_dense
-from ..tensor import Tensor
+from ... import _cpu
+from ...autograd import no_grad
+from ...backend import Array, kernels
+from ...ops.shape import cat
+from ...optim.optimizer import is_dense
+from ...tensor import Tensor
+from . import rnn
 
 __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_total_norm",
     "parameters_to_vector",
+    "rnn",
     "vector_to_parameters",
 ]
 
