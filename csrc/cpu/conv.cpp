@@ -29,24 +29,6 @@ constexpr int64_t kDepth = 512;  // of k between two stores of a tile: keeps a s
 
 constexpr int rows_for(int vectors) { return vectors == 1 ? kRowsOfOne : kRows; }
 
-// acc[m][v] += a[m][a_offset[k]] * b[k * b_step + v], k in order.
-template <class T, int M, int V>
-GREBE_INLINE void channel_tile(int64_t size, const T* const* a, const int64_t* a_offset, const T* b,
-                               int64_t b_step, vec<T> (&acc)[M][V]) {
-  for (int64_t k = 0; k < size; ++k, b += b_step) {
-    vec<T> column[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) column[v] = load(b + v * lanes<T>);
-    const int64_t at = a_offset[k];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const vec<T> x = splat(a[m][at]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
-    }
-  }
-}
-
 // acc[m][v] += a[k * M + m] * b[v][b_offset[k]...], k in order.
 template <class T, int M, int V>
 GREBE_INLINE void pixel_tile(int64_t size, const T* a, const T* const* b, const int64_t* b_offset,
@@ -701,7 +683,7 @@ bool grad_weight(const Problem& p, In grad, In x, Out gw, OptOut gb) {
 bool conv2d(In x, In w, OptIn bias, Out y, int64_t stride_h, int64_t stride_w, int64_t pad_h,
             int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu) {
   const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
-  if (is_deep(x, w, steps, groups)) return deep_conv2d(x, w, bias, y, steps, relu);
+  if (is_deep(x, w, groups)) return deep_conv2d(x, w, bias, y, steps, relu);
   const Problem p =
       problem_of(x, w, y, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
   return x.dtype == DType::kFloat32 ? forward<float>(p, x, w, bias, y, relu)
@@ -711,7 +693,7 @@ bool conv2d(In x, In w, OptIn bias, Out y, int64_t stride_h, int64_t stride_w, i
 bool conv2d_grad_input(In grad, In w, Out gx, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                        int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
   const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
-  if (is_deep(gx, w, steps, groups)) return deep_grad_input(grad, w, gx, steps);
+  if (is_deep(gx, w, groups)) return deep_grad_input(grad, w, gx, steps);
   const Problem p =
       problem_of(gx, w, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
   return grad.dtype == DType::kFloat32 ? grad_input<float>(p, grad, w, gx)
@@ -722,7 +704,7 @@ bool conv2d_grad_weight(In grad, In x, Out gw, OptOut gb, int64_t stride_h, int6
                         int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
                         int64_t groups) {
   const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
-  if (is_deep(x, gw, steps, groups)) return deep_grad_weight(grad, x, gw, gb, steps);
+  if (is_deep(x, gw, groups)) return deep_grad_weight(grad, x, gw, gb, steps);
   const Problem p =
       problem_of(x, gw, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
   return grad.dtype == DType::kFloat32 ? grad_weight<float>(p, grad, x, gw, gb)

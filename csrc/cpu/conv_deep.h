@@ -9,8 +9,8 @@ struct Steps {
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
-// Does the convolution of x with w to y belong here?
-bool is_deep(const View& x, const View& w, const Steps& steps, int64_t groups);
+// Does the convolution of images x with w belong here?
+bool is_deep(const View& x, const View& w, int64_t groups);
 
 // False: out of memory.
 bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& steps,

@@ -74,6 +74,31 @@ inline int64_t clamp(int64_t n, int64_t low, int64_t high) {
   return n < low ? low : (n < high ? n : high);
 }
 
+// Few blocks of pixels: threads share one, each for other groups of channels.
+inline int64_t jobs_per_block(int64_t blocks, int64_t groups) {
+  constexpr int64_t kJobsPerThread = 4;
+  return clamp(divide_up(kJobsPerThread * num_threads(), blocks), 1, groups);
+}
+
+// `rows` in chunks for a weight gradient that falls into `tasks` anyway: their sums are added in
+// order, so their number must not depend on the threads.
+inline Tiling grad_chunks(int64_t rows, int64_t tasks) {
+  constexpr int64_t kJobs = 16;
+  return {rows, divide_up(rows, clamp(divide_up(kJobs, tasks), 1, rows))};
+}
+
+// to[i] = the sum of from[i], from[i + step], ..., `count` of them.
+template <class T>
+void add_chunks(T* to, const T* from, int64_t n, int64_t count, int64_t step) {
+  for (int64_t i = 0; i < n; ++i) {
+    T total = from[i];
+    for (int64_t c = 1; c < count; ++c) total += from[c * step + i];
+    to[i] = total;
+  }
+}
+
+constexpr int64_t kGradChannels = 128;  // input channels of a job: its sums stay in L2
+
 // Output channels in groups of strips: a strip is the row of a register tile, a group is what one
 // pass over the pixels computes.
 template <class T>

@@ -22,7 +22,6 @@ namespace {
 
 constexpr int kPoints = 16;
 constexpr int64_t kTiles = 48;  // of a job, where rows are no longer than that
-constexpr int64_t kJobsPerThread = 4;
 
 using V32 = vec<float>;
 
@@ -243,12 +242,9 @@ struct Winograd {
     const Strips<float> strips(y.channels);
     const int64_t all = y.batch * tile_rows();
     ld = padded_channels<float>(x.channels);
-    rows_of_job = clamp(kTiles / tile_cols(), 1, all > 0 ? all : 1);
+    rows_of_job = clamp(kTiles / tile_cols(), 1, all);
     const Tiling blocks(all, rows_of_job);
-    // Few blocks: threads share one, each for other channels.
-    const int64_t wanted = kJobsPerThread * num_threads();
-    const int64_t parts =
-        clamp(divide_up(wanted, blocks.count > 0 ? blocks.count : 1), 1, strips.count());
+    const int64_t parts = jobs_per_block(blocks.count, strips.count());
     const int threads = static_cast<int>(smaller(num_threads(), blocks.count * parts));
 
     Arena measure{nullptr};
@@ -278,9 +274,7 @@ struct Winograd {
 
 // ---- weight gradient ----
 
-constexpr int64_t kGradChannels = 128;  // input channels of a job: its sums stay in L2
 constexpr int64_t kGradTiles = 48;
-constexpr int64_t kGradJobs = 16;  // at least, where there are that many rows of tiles
 
 struct WinogradWeight {
   Image<float> x, grad;
@@ -332,13 +326,11 @@ struct WinogradWeight {
         constexpr int R = decltype(n)::value;
         float* to = sums + rows.begin(t) * V * L;
         V32 acc[R][V] = {};
-        if (!first)
-          for (int i = 0; i < R; ++i)
-            for (int v = 0; v < V; ++v) acc[i][v] = load(to + (i * V + v) * L);
         multiply_add<float, R, V, false>(count, points + rows.begin(t), int64_t{1}, ld, grads,
                                          Strips<float>::kGroup, 0, acc);
         for (int i = 0; i < R; ++i)
-          for (int v = 0; v < V; ++v) store(to + (i * V + v) * L, acc[i][v]);
+          for (int v = 0; v < V; ++v)
+            store(to + (i * V + v) * L, first ? acc[i][v] : acc[i][v] + load(to + (i * V + v) * L));
       });
   }
 
@@ -377,16 +369,6 @@ struct WinogradWeight {
     });
   }
 
-  void finish_bias(const Strips<float>& strips, const float* sums, int64_t chunks,
-                   int64_t size) const {
-    const float* from = sums + kPoints * x.channels * strips.width();
-    for (int64_t o = 0; o < grad.channels; ++o) {
-      float total = from[o];
-      for (int64_t k = 1; k < chunks; ++k) total += from[k * size + o];
-      gb[o] = total;
-    }
-  }
-
   // Tile rows [begin, end) for one group of output and some input channels.
   void job(const Strips<float>& strips, int64_t group, int64_t c, int64_t channels, int64_t begin,
            int64_t end, float* sums, const Memory& m) const {
@@ -413,9 +395,8 @@ struct WinogradWeight {
     const Tiling inputs(x.channels, kGradChannels);
     const int64_t all = x.batch * tile_rows(), tasks = strips.count() * inputs.count;
     ld = padded_channels<float>(divide_up(x.channels, inputs.count));
-    rows_of_block = clamp(kGradTiles / tile_cols(), 1, all > 0 ? all : 1);
-    // The number of chunks, whose sums are added in order, must not depend on the threads.
-    const Tiling chunks(all, divide_up(all, clamp(divide_up(kGradJobs, tasks), 1, all)));
+    rows_of_block = clamp(kGradTiles / tile_cols(), 1, all);
+    const Tiling chunks = grad_chunks(all, tasks);
     const int64_t size = kPoints * x.channels * strips.width() + strips.width();
     const int threads = static_cast<int>(smaller(num_threads(), chunks.count * tasks));
 
@@ -434,7 +415,9 @@ struct WinogradWeight {
           chunks.begin(chunk + 1), sums + chunk * size, lay_out(&arena));
     });
     finish(strips, sums, chunks.count, size);
-    if (gb) finish_bias(strips, sums, chunks.count, size);
+    if (gb)
+      add_chunks(gb, sums + kPoints * x.channels * strips.width(), grad.channels, chunks.count,
+                 size);
     return true;
   }
 };
