@@ -23,6 +23,8 @@ namespace {
 constexpr int kPoints = 16;
 constexpr int64_t kTiles = 48;  // of a job, where rows are no longer than that
 
+constexpr int64_t kChain = 256;  // channels between two stores of a tile
+
 using V32 = vec<float>;
 
 // ---- transforms of one tile ----
@@ -144,6 +146,17 @@ void transform_kernels(const Kernels& from, const Strips<float>& strips, float* 
 
 // ---- forward and input gradient ----
 
+template <int R, int V>
+GREBE_INLINE void add_or_store(float* to, int64_t ld, V32 (&acc)[R][V], bool first) {
+#pragma GCC unroll 6
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      float* at = to + i * ld + v * lanes<float>;
+      store(at, first ? acc[i][v] : acc[i][v] + load(at));
+    }
+}
+
 struct Winograd {
   Image<float> x, y;
   int64_t pad_h, pad_w;  // negative: rows and columns left out
@@ -181,20 +194,22 @@ struct Winograd {
     }
   }
 
+  // Channels in blocks whose sums are added: shorter chains of roundings.
   template <int V>
   void multiply_strip(const float* points, const float* strip, int64_t count, float* out) const {
-    const Tiling rows(count, kRows);
-    for (int64_t t = 0; t < rows.count; ++t)
-      with_count<kRows>(rows.size(t), [&](auto n) {
-        constexpr int R = decltype(n)::value;
-        constexpr int64_t L = lanes<float>;
-        V32 acc[R][V] = {};
-        multiply_add<float, R, V, false>(x.channels, points + rows.begin(t) * ld, ld, int64_t{1},
-                                         strip, V * L, 0, acc);
-        float* to = out + rows.begin(t) * Strips<float>::kGroup;
-        for (int i = 0; i < R; ++i)
-          for (int v = 0; v < V; ++v) store(to + i * Strips<float>::kGroup + v * L, acc[i][v]);
-      });
+    constexpr int64_t L = lanes<float>;
+    const Tiling rows(count, kRows), blocks(x.channels, kChain);
+    for (int64_t b = 0; b < blocks.count; ++b)
+      for (int64_t t = 0; t < rows.count; ++t)
+        with_count<kRows>(rows.size(t), [&](auto n) {
+          constexpr int R = decltype(n)::value;
+          V32 acc[R][V] = {};
+          multiply_add<float, R, V, false>(
+              blocks.size(b), points + rows.begin(t) * ld + blocks.begin(b), ld, int64_t{1},
+              strip + blocks.begin(b) * V * L, V * L, 0, acc);
+          float* to = out + rows.begin(t) * Strips<float>::kGroup;
+          add_or_store<R, V>(to, Strips<float>::kGroup, acc, b == 0);
+        });
   }
 
   void multiply(const Strips<float>& strips, int64_t group, int64_t count, const Memory& m) const {
@@ -328,9 +343,7 @@ struct WinogradWeight {
         V32 acc[R][V] = {};
         multiply_add<float, R, V, false>(count, points + rows.begin(t), int64_t{1}, ld, grads,
                                          Strips<float>::kGroup, 0, acc);
-        for (int i = 0; i < R; ++i)
-          for (int v = 0; v < V; ++v)
-            store(to + (i * V + v) * L, first ? acc[i][v] : acc[i][v] + load(to + (i * V + v) * L));
+        add_or_store<R, V>(to, V * L, acc, first);
       });
   }
 
