@@ -37,7 +37,8 @@ struct Barrier {
   int arrived = 0;
   int phase = 0;
 
-  void wait(int threads) {
+  // Always inline: as a function it would be a weak symbol of whichever ISA level comes first.
+  [[gnu::always_inline]] void wait(int threads) {
     const int now = __atomic_load_n(&phase, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == threads) {
       __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
