@@ -274,12 +274,11 @@ inline void dot_panel(const Problem<T>& p, const Range& rows, const Range& cols)
 template <class T>
 void dots(const Problem<T>& p) {
   const int64_t panels = divide_up(p.n, kDotCols<T>), pieces = divide_up(p.m, kPieceRows);
-  parallel_tasks(panels * pieces, divide_up(p.m, pieces) * p.k * kDotCols<T>,
-                 [&](int64_t t, int64_t end) {
-                   for (; t < end; ++t)
-                     dot_panel(p, even_part(p.m, pieces, t % pieces),
-                               even_part(p.n, panels, t / pieces));
-                 });
+  parallel_tasks(
+      panels * pieces, divide_up(p.m, pieces) * p.k * kDotCols<T>, [&](int64_t t, int64_t end) {
+        for (; t < end; ++t)
+          dot_panel(p, even_part(p.m, pieces, t % pieces), even_part(p.n, panels, t / pieces));
+      });
 }
 
 // ---- axpy ----
