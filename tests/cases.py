@@ -242,6 +242,8 @@ POOL: list[tuple[Shape, dict[str, Any]]] = [
     ((2, 3, 40, 21), {"kernel_size": 20, "stride": 1}),
     ((2, 33, 7, 7), {"kernel_size": 7}),
     ((1, 2, 9, 9), {"kernel_size": 2, "stride": 3, "ceil_mode": True}),
+    ((2, 3, 19, 37), {"kernel_size": 3, "stride": 2}),
+    ((2, 3, 8, 13), {"kernel_size": (8, 13)}),
     # 2x2 tiles: rows that share a vector, fill one, need two; a last row or column left over.
     *[((2, 3, h, w), {"kernel_size": 2}) for h, w in [(10, 10), (7, 16), (2, 3), (3, 33), (6, 66)]],
 ]

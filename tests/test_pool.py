@@ -35,7 +35,9 @@ POOLS = {
     "max": lambda x: max_pool2d(x, 3, 2, 1),
     "max large": lambda x: max_pool2d(x, (5, 7), 1, 2, ceil_mode=True),
     "max dilated": lambda x: max_pool2d(x, 2, 2, 1, (1, 3)),
+    "max tiles": lambda x: max_pool2d(x, 2),
     "avg": lambda x: avg_pool2d(x, 2),
+    "avg global": lambda x: adaptive_avg_pool2d(x, 1),
     "avg padded": lambda x: avg_pool2d(x, 3, 2, 1, True, False),
     "adaptive max": lambda x: adaptive_max_pool2d(x, (3, 4)),
     "adaptive avg": lambda x: adaptive_avg_pool2d(x, (5, 2)),
@@ -44,7 +46,7 @@ POOLS = {
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("channels", [1, 5, 37])
+@pytest.mark.parametrize("channels", [1, 5, 37, 70])
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 def test_channels_last_keeps_its_format_and_the_values(
     pool: Any, channels: int, dtype: Any
@@ -116,16 +118,19 @@ def test_nan_and_minus_infinity(form: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [4, 10, 40, 70])
-def test_every_nan_is_found(width: int) -> None:
-    x = np.zeros((1, 1, 4, width), np.float32)
-    for i in range(x.size):
-        x.ravel()[:] = -np.inf
+@pytest.mark.parametrize("form", [lambda x: x, channels_last])
+def test_every_nan_is_found(form: Any, width: int) -> None:
+    x = np.zeros((1, 2, 4, width), np.float32)
+    for i in range(0, x.size, 3):
+        x[...] = -np.inf
         x.ravel()[i] = np.nan
-        leaf = grebe.from_numpy(x).requires_grad_()
-        y = max_pool2d(leaf, 2)
-        assert np.isnan(y.detach().numpy()).sum() == 1
-        y.backward(grebe.ones(*y.shape))
-        assert leaf.grad.numpy().ravel()[i] == 1, "the gradient goes elsewhere"
+        for window in ((2,), (3, 2, 1)):
+            leaf = form(grebe.from_numpy(x)).detach().requires_grad_()
+            y = max_pool2d(leaf, *window)
+            nans = np.isnan(y.detach().numpy())
+            assert nans.any()
+            y.backward(grebe.ones(*y.shape))
+            assert leaf.grad.numpy().ravel()[i] == nans.sum(), "the gradient goes elsewhere"
 
 
 def test_ties_go_to_the_first() -> None:

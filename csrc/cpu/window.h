@@ -173,10 +173,42 @@ inline Strides strides_of(const View& v) {
   return {v.strides[0], v.strides[1], v.strides[2], v.strides[3]};
 }
 
+// even[i] = src[2 * i], odd[i] = src[2 * i + 1], for n elements of src.
+template <class T>
+inline void split_pairs(T* even, T* odd, const T* src, int64_t n) {
+  constexpr int64_t L = lanes<T>;
+  for (; n > 0; n -= 2 * L, src += 2 * L, even += L, odd += L) {
+    if (n >= 2 * L) {
+      const vec<T> a = load(src), b = load(src + L);
+      store(even, every_second<T, 0>(a, b));
+      store(odd, every_second<T, 1>(a, b));
+      continue;
+    }
+    const vec<T> a = n >= L ? load(src) : load_n(src, n),
+                 b = n > L ? load_n(src + L, n - L) : vec<T>{};
+    store_n(even, every_second<T, 0>(a, b), (n + 1) / 2);
+    store_n(odd, every_second<T, 1>(a, b), n / 2);
+  }
+}
+
+// One plane with stride_w 2, both phases in one go.
+template <class T>
+inline void split_plane_in_two(T* dst, const T* src, int64_t src_h, const Window& g) {
+  // Even columns of the input stand in phase pad_w % 2, odd columns in the other one.
+  const int64_t row = g.row(), phase = g.phase(), rows = rows_touched(g), p = g.pad_w % 2;
+  const int64_t even = p * phase + g.pad_w / 2, odd = (1 - p) * phase + (g.pad_w + 1) / 2;
+  const int64_t room = 2 * phase - g.pad_w, columns = room < g.in_w ? room : g.in_w;
+  for (int64_t h = 0; h < rows; ++h) {
+    T* to = dst + (g.pad_h + h) * row;
+    split_pairs(to + even, to + odd, src + h * src_h, columns);
+  }
+}
+
 // `channels` planes in padded, phase-split form; the padding of dst is set before, once.
 template <class T>
 inline void split_planes(T* dst, const T* src, const Strides& s, int64_t channels,
                          const Window& g) {
+  if (channels == 1 && g.stride_w == 2 && s.w == 1) return split_plane_in_two(dst, src, s.h, g);
   const int64_t row = g.row(), plane = g.plane(), rows = rows_touched(g);
   for_phases(g, [&](int64_t at, int64_t column, int64_t count) {
     T* to = dst + g.pad_h * row + at;
