@@ -443,3 +443,13 @@ def test_float32_stays_float32():
                    *linalg.eigh(a), *linalg.eig(a), linalg.pinv(a), linalg.solve(a, a),
                    linalg.cholesky(a), linalg.norm(a), linalg.cond(a)):  # fmt: skip
         assert result.dtype == grebe.float32
+
+
+@pytest.mark.parametrize("name", ["qr", "svd", "eigh", "eig"])
+def test_writing_to_a_factor_is_noticed(name: str) -> None:
+    a = grebe.eye(3) + grebe.ones(3, 3)
+    factors = getattr(grebe.linalg, name)(a.requires_grad_())
+    with grebe.no_grad():
+        factors[0].mul_(2)
+    with pytest.raises(RuntimeError, match="modified"):
+        sum(f.sum() for f in factors).backward()

@@ -82,7 +82,19 @@ def test_kernel_sizes(layout: str, dtype: Any) -> None:
 @DTYPES
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
 @pytest.mark.parametrize(
-    "size", [(200, 700, 400), (700, 130, 900), (5000, 70, 33), (33, 2100, 401), (300, 300, 300)]
+    "size",
+    [
+        (200, 700, 400),
+        (700, 130, 900),
+        (5000, 70, 33),
+        (33, 2100, 401),
+        (300, 300, 300),
+        (1, 1000, 900),  # one row: strips, then beyond 4 MB all columns at a time
+        (1, 9000, 301),
+        (1000, 1, 1100),
+        (200, 10, 300),  # fewer columns than lanes
+        (97, 3, 70),
+    ],
 )
 def test_kernel_large(size: tuple[int, int, int], layout: str, dtype: Any) -> None:
     m, n, k = size

@@ -63,13 +63,13 @@ template <class T, int R, int V, bool kMasked>
 #pragma GCC unroll 2
   for (int64_t p = 0; p < k; ++p) {
     vec<T> x[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 24
     for (int v = 0; v < V; ++v)
       x[v] = kMasked && v == V - 1 ? load_n(b + v * lanes<T>, tail) : load(b + v * lanes<T>);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
       const vec<T> y = splat(a[i * a_row]);
-#pragma GCC unroll 4
+#pragma GCC unroll 24
       for (int v = 0; v < V; ++v) acc[i][v] = fma(y, x[v], acc[i][v]);
     }
     a += a_k;
@@ -87,7 +87,7 @@ template <class T, int R, int V, class Epilogue>
   } else {
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 24
       for (int v = 0; v < V; ++v)
         acc[i][v] = epilogue(acc[i][v], row + i, col + v * lanes<T>, v == V - 1 ? tail : lanes<T>);
   }
@@ -104,7 +104,7 @@ template <class T, int R, int V, class Epilogue>
     const vec<T> scale = splat(stage.scale);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 24
       for (int v = 0; v < V; ++v) {
         const T* from = c + i * ldc + v * L;
         acc[i][v] = fma(scale, v == V - 1 && tail < L ? load_n(from, tail) : load(from), acc[i][v]);
@@ -113,7 +113,7 @@ template <class T, int R, int V, class Epilogue>
   if (stage.last) apply_epilogue<T>(acc, row, col, tail, epilogue);
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 24
     for (int v = 0; v < V - 1; ++v) store(c + i * ldc + v * L, acc[i][v]);
     if (tail == L)
       store(c + i * ldc + (V - 1) * L, acc[i][V - 1]);
@@ -128,7 +128,7 @@ template <class T, int R, int V, class Epilogue>
                                    const Epilogue& epilogue) {
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 24
     for (int v = 0; v < V; ++v) __builtin_prefetch(c + i * ldc + v * lanes<T>, 1);
   vec<T> acc[R][V] = {};
   multiply_add<T, R, V, false>(k, a, 1, kRows, b, kCols<T>, 0, acc);

@@ -38,7 +38,7 @@ struct BiasActivation {
   template <int R, int V>
   [[gnu::always_inline]] void tile(vec<T> (&x)[R][V], int64_t, int64_t col, int64_t tail) const {
     if (bias) {
-#pragma GCC unroll 4
+#pragma GCC unroll 24
       for (int v = 0; v < V; ++v) {
         const vec<T> add = vector_of_bias(col + v * lanes<T>, v == V - 1 ? tail : lanes<T>);
 #pragma GCC unroll 12
@@ -48,7 +48,7 @@ struct BiasActivation {
     if (relu) {
 #pragma GCC unroll 12
       for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 24
         for (int v = 0; v < V; ++v)  // NaN is not below zero: it passes
           x[i][v] = select(x[i][v] < vec<T>{}, vec<T>{}, x[i][v]);
     }
@@ -80,6 +80,9 @@ inline void parallel_tasks(int64_t n, int64_t work, const F& f) {
   if (n * work < kParallelWork) return f(0, n);
   parallel_for(n, divide_up(kParallelWork / 2, work + 1), f);
 }
+
+// Rows are cut for threads too, in pieces that hold whole tiles of any height.
+constexpr int64_t kPieceRows = 48;
 
 // Part `i` of `n` items cut into `parts` parts that differ by one at most.
 struct Range {
@@ -124,12 +127,39 @@ inline void direct_panel(const Problem<T>& p, int64_t col, int64_t n) {
   for (int64_t g = 0; g < groups; ++g) direct_rows<T, V>(p, even_part(p.m, groups, g), col, n);
 }
 
+// One row: wide strips, so that b streams in long runs.
+constexpr int kStripVectors = kVectors == 4 ? 24 : 12;
+
+template <class T, int V = kStripVectors>
+inline void direct_strip(const Problem<T>& p, int64_t vectors, int64_t col, int64_t n) {
+  if constexpr (V > 1)
+    if (vectors < V) return direct_strip<T, V - 1>(p, vectors, col, n);
+  direct_tile<T, 1, V>(p, 0, col, n);
+}
+
+template <class T>
+void direct_row(const Problem<T>& p) {
+  const int64_t vectors = divide_up(p.n, lanes<T>);
+  int64_t strips = divide_up(vectors, kStripVectors);
+  if (p.n * p.k >= kParallelWork) {  // as many for each thread
+    const int64_t threads = num_threads();
+    strips = smaller(vectors, divide_up(strips, threads) * threads);
+  }
+  parallel_tasks(strips, p.k * divide_up(p.n, strips), [&](int64_t t, int64_t end) {
+    for (; t < end; ++t) {
+      const Range part = even_part(vectors, strips, t);
+      const int64_t col = part.begin * lanes<T>;
+      direct_strip(p, part.size, col, smaller(part.size * lanes<T>, p.n - col));
+    }
+  });
+}
+
 template <class T>
 void direct(const Problem<T>& p) {
+  if (p.m == 1) return direct_row(p);
   constexpr int64_t L = lanes<T>;
   const int64_t vectors = divide_up(p.n, L), panels = divide_up(vectors, kVectors);
-  // Rows are cut for threads too, in pieces that hold whole tiles of any height.
-  const int64_t pieces = divide_up(p.m, 48);
+  const int64_t pieces = divide_up(p.m, kPieceRows);
   parallel_tasks(panels * pieces, p.k * divide_up(p.m, pieces) * kCols<T>,
                  [&](int64_t t, int64_t end) {
                    for (; t < end; ++t) {
@@ -206,7 +236,8 @@ template <class T, int R, int C>
     for (int j = 0; j < C; ++j) y[j] = load_k(b + j * p.b_col + q);
 #pragma GCC unroll 6
     for (int i = 0; i < R; ++i) {
-      const vec<T> x = load_k(a + i * p.a_row + q);
+      vec<T> x = load_k(a + i * p.a_row + q);
+      pin(x);
 #pragma GCC unroll 4
       for (int j = 0; j < C; ++j) acc[i][j] = fma(x, y[j], acc[i][j]);
     }
@@ -229,26 +260,31 @@ inline void dot_rows(const Problem<T>& p, const Range& rows, int64_t col) {
   dot_tile<T, R, C>(p, rows.begin, col);
 }
 
+template <class T, int C = kDotCols<T>>
+inline void dot_panel(const Problem<T>& p, const Range& rows, const Range& cols) {
+  if constexpr (C > 1)
+    if (cols.size < C) return dot_panel<T, C - 1>(p, rows, cols);
+  const int64_t groups = divide_up(rows.size, kDotRows);
+  for (int64_t g = 0; g < groups; ++g) {
+    const Range part = even_part(rows.size, groups, g);
+    dot_rows<T, C>(p, Range{rows.begin + part.begin, part.size}, cols.begin);
+  }
+}
+
 template <class T>
 void dots(const Problem<T>& p) {
-  constexpr int64_t C = kDotCols<T>;
-  const int64_t groups = divide_up(p.m, kDotRows);
-  parallel_tasks(divide_up(p.n, C), p.m * p.k * C, [&](int64_t t, int64_t end) {
-    for (; t < end; ++t)
-      for (int64_t g = 0; g < groups; ++g) {
-        const Range rows = even_part(p.m, groups, g);
-        if (t * C + C <= p.n)
-          dot_rows<T, C>(p, rows, t * C);
-        else
-          for (int64_t col = t * C; col < p.n; ++col) dot_rows<T, 1>(p, rows, col);
-      }
-  });
+  const int64_t panels = divide_up(p.n, kDotCols<T>), pieces = divide_up(p.m, kPieceRows);
+  parallel_tasks(
+      panels * pieces, divide_up(p.m, pieces) * p.k * kDotCols<T>, [&](int64_t t, int64_t end) {
+        for (; t < end; ++t)
+          dot_panel(p, even_part(p.m, pieces, t % pieces), even_part(p.n, panels, t / pieces));
+      });
 }
 
 // ---- axpy ----
 
 constexpr int64_t kAxpyRows = 8;
-constexpr int64_t kAxpyCols = 512;
+constexpr int64_t kAxpyCols = 4096;
 
 // R rows of b from k = q, n <= kAxpyCols columns.
 template <class T, int R>
@@ -272,9 +308,11 @@ inline void axpy_rows(const Problem<T>& p, int64_t q, int64_t col, int64_t n) {
 
 template <class T>
 void axpy(const Problem<T>& p) {
-  parallel_tasks(divide_up(p.n, kAxpyCols), p.k * kAxpyCols, [&](int64_t t, int64_t end) {
+  const int64_t threads = num_threads(), panels = divide_up(p.n, threads * kAxpyCols) * threads;
+  const int64_t width = divide_up(p.n, panels * 64) * 64;
+  parallel_tasks(divide_up(p.n, width), p.k * width, [&](int64_t t, int64_t end) {
     for (; t < end; ++t) {
-      const int64_t col = t * kAxpyCols, n = smaller(kAxpyCols, p.n - col);
+      const int64_t col = t * width, n = smaller(width, p.n - col);
       int64_t q = 0;
       for (; q + kAxpyRows <= p.k; q += kAxpyRows) axpy_rows<T, kAxpyRows>(p, q, col, n);
       for (; q < p.k; ++q) axpy_rows<T, 1>(p, q, col, n);
@@ -293,9 +331,11 @@ Way choose(const Problem<T>& p) {
   const int64_t b_bytes = p.n * p.k * static_cast<int64_t>(sizeof(T));
   const bool dense_rows = p.b_col == 1, dense_columns = p.b_k == 1;
   if (p.k == 0 || (dense_rows && p.m * b_bytes <= (16 << 10))) return Way::kDirect;
-  if (dense_rows && p.m == 1) return Way::kAxpy;
+  if (dense_rows && p.m == 1) return b_bytes <= (4 << 20) ? Way::kDirect : Way::kAxpy;
   const bool few_rows = p.m <= 8 ? p.k >= 2 * L : p.m <= 64 && p.k >= 8 * L;
-  if (dense_columns && p.a_k == 1 && few_rows) return Way::kDots;
+  // Fewer columns than lanes: dots waste no lanes, but sum 16 of them for each element.
+  const bool few_columns = p.n < L && p.n * (p.k + 4 * L) < p.k * L;
+  if (dense_columns && p.a_k == 1 && (few_rows || few_columns)) return Way::kDots;
   // In place or after one transposition b must stay in L2; a dense along m costs a cache line per
   // step of k.
   const bool fits =

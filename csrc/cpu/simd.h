@@ -277,6 +277,17 @@ inline void keep_rounding(A& v) {
   asm volatile("" : "+m"(v));
 }
 
+// Keeps v in a register: the compiler would repeat the load of a vector that several instructions
+// use as the memory operand of each.
+template <class V>
+inline void pin(V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 // Product of the low halves of 64-bit lanes.
 inline u64v multiply_low_halves(u64v a, u64v b) {
 #if defined(__AVX512F__)

@@ -119,9 +119,9 @@ def _zero_diagonal(x: Tensor) -> Tensor:
     return mul(x, _constant(1 - np.eye(n), x))
 
 
-def _again(function: Callable[[Tensor], Any], input: Tensor, arrays: Sequence[Array]) -> Any:
+def _again(function: Callable[[Tensor], Any], input: Tensor, factors: Sequence[Tensor]) -> Any:
     """The factors of `input` for a backward pass: recomputed with history if that is recorded."""
-    return function(input) if grad_enabled() else tuple(wrap(a) for a in arrays)
+    return function(input) if grad_enabled() else factors
 
 
 # ---- inverse, determinants, equations ----
@@ -318,8 +318,8 @@ class QRNode(Node):
     __slots__ = ()
 
     def backward(self, grad_q: Tensor | None, grad_r: Tensor | None) -> Any:
-        a, arrays = self.saved
-        q, r = _again(qr, a, arrays)
+        a, *factors = self.saved
+        q, r = _again(qr, a, factors)
         m, n = a.array.shape[-2:]
         grad_q = _constant(np.zeros(q.array.shape), q) if grad_q is None else grad_q
         grad_r = _constant(np.zeros(r.array.shape), r) if grad_r is None else grad_r
@@ -356,7 +356,7 @@ def qr(A: Tensor, mode: str = "reduced") -> QR:
         arrays = tuple(_lapack("qr", _DIVERGED, np.linalg.qr, x, mode))
     smooth = mode == "reduced" or (mode == "complete" and x.shape[-2] <= x.shape[-1])
     node = QRNode if smooth else NoGradient
-    saved = (A, arrays) if smooth else (f"qr with mode={mode!r}",)
+    saved = (A, *arrays) if smooth else (f"qr with mode={mode!r}",)
     return QR(*record_many(node, arrays, (A,), saved))
 
 
@@ -386,14 +386,15 @@ class SVDNode(Node):
     __slots__ = ()
 
     def backward(self, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Any:
-        a, arrays, full = self.saved
+        a, full, *factors = self.saved
         m, n = a.array.shape[-2:]
         if full and m != n and (grad_u is not None or grad_vh is not None):
             raise RuntimeError("svd: with full_matrices=True only S is differentiable unless m = n")
         if full:
             k = min(m, n)
-            arrays = (arrays[0][..., :k], arrays[1], arrays[2][..., :k, :])
-        u, s, vh = _again(lambda x: linalg_svd(x, full_matrices=False), a, arrays)
+            u, s, vh = factors
+            factors = [u[..., :k], s, vh[..., :k, :]]
+        u, s, vh = _again(lambda x: linalg_svd(x, full_matrices=False), a, factors)
         return _svd_gradient(u, s, vh, grad_u, grad_s, grad_vh)
 
 
@@ -434,7 +435,7 @@ def linalg_svd(A: Tensor, full_matrices: bool = True) -> SVD:
     x = _matrix("svd", "A", A)
     results = _lapack("svd", _DIVERGED, np.linalg.svd, x, full_matrices)
     arrays = tuple(np.asarray(r) for r in results)
-    return SVD(*record_many(SVDNode, arrays, (A,), (A, arrays, full_matrices)))
+    return SVD(*record_many(SVDNode, arrays, (A,), (A, full_matrices, *arrays)))
 
 
 def svdvals(A: Tensor) -> Tensor:
@@ -470,8 +471,8 @@ class EighNode(Node):
     __slots__ = ()
 
     def backward(self, grad_values: Tensor | None, grad_vectors: Tensor | None) -> Any:
-        a, arrays, triangle = self.saved
-        values, vectors = _again(lambda x: eigh(x, triangle), a, arrays)
+        a, triangle, *factors = self.saved
+        values, vectors = _again(lambda x: eigh(x, triangle), a, factors)
         inner = _diagonal_or_zero(grad_values, values)
         if grad_vectors is not None:
             inside = _zero_diagonal(matmul(_t(vectors), grad_vectors))
@@ -494,7 +495,7 @@ def eigh(A: Tensor, UPLO: str = "L") -> Eigen:
         raise RuntimeError(f"eigh: UPLO must be 'L' or 'U', got {UPLO!r}")
     results = _lapack("eigh", _DIVERGED, np.linalg.eigh, x, UPLO)
     arrays = tuple(np.asarray(r) for r in results)
-    return Eigen(*record_many(EighNode, arrays, (A,), (A, arrays, UPLO)))
+    return Eigen(*record_many(EighNode, arrays, (A,), (A, UPLO, *arrays)))
 
 
 def eigvalsh(A: Tensor, UPLO: str = "L") -> Tensor:
@@ -508,8 +509,8 @@ class EigNode(Node):
     __slots__ = ()
 
     def backward(self, grad_values: Tensor | None, grad_vectors: Tensor | None) -> Any:
-        a, arrays = self.saved
-        values, vectors = _again(eig, a, arrays)
+        a, *factors = self.saved
+        values, vectors = _again(eig, a, factors)
         inner = _diagonal_or_zero(grad_values, values)
         transposed = _t(vectors)
         if grad_vectors is not None:
@@ -537,7 +538,7 @@ def eig(A: Tensor) -> Eigen:
         )
     # From NumPy 2.5 on the results are always complex.
     values, vectors = np.ascontiguousarray(values.real), np.ascontiguousarray(vectors.real)
-    return Eigen(*record_many(EigNode, (values, vectors), (A,), (A, (values, vectors))))
+    return Eigen(*record_many(EigNode, (values, vectors), (A,), (A, values, vectors)))
 
 
 def eigvals(A: Tensor) -> Tensor:
