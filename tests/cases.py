@@ -99,6 +99,18 @@ class with_labels:
         return [rng.standard_normal(self.shape), rng.integers(0, self.classes, self.target)]
 
 
+class with_rows:
+    """int64 row numbers of shape `index` and a table [rows, columns] ~ N(0, 1)."""
+
+    def __init__(self, index: Shape, rows: int, columns: int) -> None:
+        self.index, self.rows, self.columns = index, rows, columns
+        self.label = f"{'x'.join(map(str, index)) or 'scalar'},{rows}x{columns}"
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        index = np.asarray(rng.integers(0, self.rows, self.index))
+        return [index, rng.standard_normal((self.rows, self.columns))]
+
+
 def case(op: str, call: str | Callable[..., Any], inputs: Inputs, **kwargs: Any) -> Case:
     """A Case whose keyword arguments go to the function."""
     return Case(op, call, inputs, kwargs)
@@ -282,6 +294,27 @@ CASES += [
     for label, rows in ROW_EDGES
 ]
 
+# ---- embedding ----
+# Columns around the vector widths and the blocks of eight vectors; few rows, often repeated; more
+# work than one thread gets; a gradient large enough to be written past the caches.
+LOOKUPS = [
+    ((), 3, 4),
+    ((0,), 3, 4),
+    ((7,), 5, 1),
+    ((3, 5), 7, 16),
+    ((3, 5), 7, 17),
+    ((200,), 3, 130),
+    ((40, 30), 1, 261),
+    ((4, 128), 900, 129),
+    ((6, 4), 30_000, 112),
+]
+CASES += [case("embedding", "nn.functional.embedding", with_rows(*s)) for s in LOOKUPS]
+CASES += [
+    case("embedding_bag", "nn.functional.embedding_bag", with_rows((n, 6), *s), mode=mode)
+    for n, *s in ((1, 9, 5), (40, 50, 33), (300, 70, 64))
+    for mode in ("sum", "mean", "max")
+]
+
 # ---- loss ----
 
 # ---- timed ----
@@ -320,3 +353,11 @@ for shape in ((256, 10), (4096, 1000), (1024, 50257)):
     timed("softmax", "softmax", normal(shape), dim=1, bytes=size)
     timed("log_softmax", "log_softmax", normal(shape), dim=1, bytes=size)
     timed("logsumexp", "logsumexp", normal(shape), dim=1, bytes=size / 2)
+for rows in (10_000, 50_000):
+    for columns in (128, 512):
+        timed(
+            "embedding",
+            "nn.functional.embedding",
+            with_rows((32, 128), rows, columns),
+            bytes=2 * 32 * 128 * columns * 4.0,
+        )

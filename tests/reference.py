@@ -526,4 +526,43 @@ class LogSumExp:
         return (g * np.exp(x - log_sum_exp(x, dim)),)
 
 
+# ---- embedding ----
+
+
+@reference("embedding")
+class Embedding:
+    @staticmethod
+    def forward(index: Array, weight: Array) -> Array:
+        return weight[index]
+
+    @staticmethod
+    def backward(g: Array, index: Array, weight: Array) -> tuple[None, Array]:
+        dw = np.zeros_like(weight)
+        np.add.at(dw, index, g)
+        return None, dw
+
+
+@reference("embedding_bag")
+class EmbeddingBag:
+    """Bags are the rows of a 2-D index."""
+
+    @staticmethod
+    def forward(index: Array, weight: Array, mode: str = "mean") -> Array:
+        rows = weight[index]
+        if mode == "max":
+            return rows.max(axis=1)
+        return rows.sum(axis=1) if mode == "sum" else rows.mean(axis=1)
+
+    @staticmethod
+    def backward(g: Array, index: Array, weight: Array, mode: str = "mean") -> tuple[None, Array]:
+        dw = np.zeros_like(weight)
+        if mode == "max":
+            best = np.take_along_axis(index, weight[index].argmax(axis=1), axis=1)
+            np.add.at(dw, (best, np.arange(weight.shape[1])), g)
+        else:
+            share = g if mode == "sum" else g / weight.dtype.type(index.shape[1])
+            np.add.at(dw, index, np.broadcast_to(share[:, None], (*index.shape, g.shape[1])))
+        return None, dw
+
+
 # ---- loss ----

@@ -106,6 +106,13 @@ LAYERS: list[tuple[Callable[[Any], Any], Callable[[np.random.Generator], list[An
     (lambda nn: nn.Embedding(7, 3, padding_idx=2), lambda rng: [rng.integers(0, 7, (4, 5))]),
     (lambda nn: nn.Embedding(7, 3, scale_grad_by_freq=True), lambda rng: [rng.integers(0, 7, 9)]),
     (lambda nn: nn.Embedding(7, 3, max_norm=1.0), lambda rng: [rng.integers(0, 7, 9)]),
+    *((lambda nn, mode=mode, pad=pad: nn.EmbeddingBag(7, 3, mode=mode, padding_idx=pad),
+       lambda rng: [rng.integers(0, 7, (4, 5))])
+      for mode in ("sum", "mean", "max") for pad in (None, 3)),
+    (lambda nn: nn.EmbeddingBag(7, 3, max_norm=1.0),
+     lambda rng: [rng.integers(0, 7, 9), np.array([0, 4, 4])]),
+    (lambda nn: nn.EmbeddingBag(7, 3, mode="sum", include_last_offset=True),
+     lambda rng: [rng.integers(0, 7, 9), np.array([0, 4, 4, 9]), rng.standard_normal(9)]),
     (lambda nn: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), images(5, 4)),
     (lambda nn: nn.CrossEntropyLoss(), classes((5, 4), 4)),
     (lambda nn: nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum", ignore_index=1),

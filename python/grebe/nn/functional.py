@@ -20,6 +20,7 @@ from ..dtypes import is_floating
 from ..ops.conv import conv1d, conv2d, conv_transpose2d
 from ..ops.dropout import dropout, dropout1d, dropout2d
 from ..ops.elementwise import clamp, gelu, logsigmoid, sigmoid, softplus, tanh, where
+from ..ops.embedding import check_range, embedding, embedding_bag, indices
 from ..ops.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -70,6 +71,7 @@ __all__ = [
     "dropout2d",
     "elu",
     "embedding",
+    "embedding_bag",
     "gelu",
     "glu",
     "group_norm",
@@ -405,20 +407,13 @@ def pairwise_distance(
 # ---- lookup ----
 
 
-def _indices(name: str, input: Any) -> Tensor:
-    tensor = _tensor(name, "input", input)
-    if tensor.dtype.kind not in "iu":
-        raise TypeError(f"{name}: input must hold integers, got {tensor.dtype}")
-    return tensor
-
-
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     """y[..., c] = 1 where tensor[...] = c, else 0: int64 [*, num_classes]. D2L section 4.1.
 
     num_classes: -1 takes the largest value plus one. Raises IndexError for a value outside
     0 … num_classes - 1 and TypeError if tensor does not hold integers.
     """
-    index = _indices("one_hot", tensor).array
+    index = indices("one_hot", tensor, "tensor")
     if isinstance(num_classes, bool) or not isinstance(num_classes, (int, np.integer)):
         raise TypeError(f"one_hot: num_classes must be an int, got {type(num_classes).__name__}")
     if num_classes == -1:
@@ -427,75 +422,10 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         num_classes = int(index.max()) + 1
     if num_classes < 1:
         raise ValueError(f"one_hot: num_classes must be positive or -1, got {num_classes}")
-    _check_range("one_hot", index, num_classes)
+    check_range("one_hot", index, num_classes)
     y = np.zeros((*index.shape, num_classes), np.int64)
     np.put_along_axis(y, index[..., None].astype(np.int64), 1, axis=-1)
     return wrap(y)
-
-
-def _check_range(name: str, index: Any, count: int) -> None:
-    if index.size and (index.min() < 0 or index.max() >= count):
-        wrong = index[(index < 0) | (index >= count)].flat[0]
-        raise IndexError(f"{name}: index {wrong} is out of range, expected 0 to {count - 1}")
-
-
-class ScaleGradient(Node):
-    """Identity whose gradient is multiplied by a constant; where that is 0, whatever comes in."""
-
-    __slots__ = ()
-
-    def backward(self, grad: Tensor) -> Tensor:
-        scale = self.saved[0]
-        return where(scale != 0, grad * scale, 0.0)
-
-
-def _limit_norms(weight: Tensor, index: Any, max_norm: float, norm_type: float) -> None:
-    """Rescales the rows of `weight` that are looked up to at most max_norm, in place."""
-    rows = np.unique(index)
-    with no_grad():
-        values = weight.array[rows]
-        norms = np.linalg.norm(values, norm_type, axis=1, keepdims=True)
-        factors = np.where(norms > max_norm, max_norm / (norms + 1e-7), 1)
-        weight[wrap(rows)] = wrap((values * factors).astype(values.dtype))
-
-
-def embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    """y[..., :] = weight[input[...], :] for weight [N, D]. D2L section 15.4.
-
-    padding_idx: this row gets no gradient. max_norm: rows looked up are first rescaled in place.
-    scale_grad_by_freq: a row's gradient is divided by its number of lookups. Raises IndexError for
-    an index outside 0 … N - 1 and TypeError if input does not hold integers.
-    """
-    index = _indices("embedding", input)
-    table = _tensor("embedding", "weight", weight)
-    if sparse:
-        raise NotImplementedError("embedding: sparse gradients are not supported")
-    if table.ndim != 2:
-        raise RuntimeError(f"embedding: weight must have 2 dims, got shape {list(table.shape)}")
-    count = table.shape[0]
-    _check_range("embedding", index.array, count)
-    if padding_idx is not None and not -count <= padding_idx < count:
-        raise IndexError(f"embedding: padding_idx {padding_idx} is out of range for {count} rows")
-    if max_norm is not None:
-        _limit_norms(table, index.array, max_norm, norm_type)
-    y = table[index]
-    if padding_idx is None and not scale_grad_by_freq:
-        return y
-    scale = np.ones(count, table.dtype)
-    if scale_grad_by_freq:
-        scale /= np.maximum(np.bincount(index.array.reshape(-1), minlength=count), 1)
-    if padding_idx is not None:
-        scale[padding_idx] = 0
-    factors = wrap(scale[index.array][..., None])
-    return record(ScaleGradient, y.array, (y,), (factors,))
 
 
 # ---- padding ----
