@@ -50,7 +50,7 @@ for _module in _MODULES:
 
 def __getattr__(name: str) -> Any:
     """Packages that `import grebe` alone leaves unloaded."""
-    if name in ("nn", "optim", "utils", "datasets", "models", "linalg", "metrics"):
+    if name in ("nn", "optim", "utils", "datasets", "models", "linalg", "metrics", "text"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)
