@@ -4,6 +4,7 @@ They are made of plain layers only: on `torch.nn` the same files define the same
 """
 
 from .alexnet import AlexNet
+from .attention import AdditiveAttention, masked_softmax
 from .densenet import DenseBlock, DenseNet
 from .googlenet import GoogLeNet, Inception
 from .initialize import apply_init, init_cnn
@@ -11,14 +12,19 @@ from .lenet import LeNet
 from .mlp import MLP
 from .nin import NiN
 from .resnet import Residual, ResNet, ResNet18, ResNet34, ResNet50, ResNeXt50, ResNeXtBlock
+from .rnn_lm import RNNLM
+from .seq2seq import AttentionDecoder, Seq2Seq, Seq2SeqDecoder, Seq2SeqEncoder
 from .softmax_regression import SoftmaxRegression
 from .vgg import VGG, VGG11
 
 __all__ = [
     "MLP",
+    "RNNLM",
     "VGG",
     "VGG11",
+    "AdditiveAttention",
     "AlexNet",
+    "AttentionDecoder",
     "DenseBlock",
     "DenseNet",
     "GoogLeNet",
@@ -32,7 +38,11 @@ __all__ = [
     "ResNet34",
     "ResNet50",
     "Residual",
+    "Seq2Seq",
+    "Seq2SeqDecoder",
+    "Seq2SeqEncoder",
     "SoftmaxRegression",
     "apply_init",
     "init_cnn",
+    "masked_softmax",
 ]
