@@ -40,7 +40,18 @@ def expected(name: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 def views(dtype: type) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(3)
-    for shape in [(1,), (7,), (40,), (3, 5), (5, 3), (2, 130), (300, 3), (4, 9, 33), (2, 3, 4, 21)]:
+    for shape in [
+        (1,),
+        (7,),
+        (40,),
+        (3, 5),
+        (5, 3),
+        (2, 130),
+        (300, 3),
+        (40, 50),
+        (4, 9, 33),
+        (2, 3, 4, 21),
+    ]:
         x = rng.standard_normal(shape).astype(dtype)
         yield x
         yield x.T

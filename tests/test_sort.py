@@ -303,3 +303,25 @@ def test_diff():
     check_twice(lambda t: t.diff(2, 0), x)
     with pytest.raises(RuntimeError, match="dimension"):
         grebe.tensor(1.0).diff()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("largest", [True, False])
+def test_topk_of_rows(dtype, largest):
+    """Ties, NaN and infinities, on either side of the kernel's largest k."""
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 5), (2, 17), (40, 100), (2, 5000)):
+        for x in (
+            rng.standard_normal(shape),
+            rng.integers(0, 4, shape),
+            -np.sort(-rng.random(shape)),
+        ):
+            x = np.where(rng.random(shape) < 0.1, np.inf, x).astype(dtype)
+            x = np.where(rng.random(shape) < 0.1, np.nan, x).astype(dtype)
+            for k in {1, min(5, shape[1]), min(64, shape[1]), min(65, shape[1])}:
+                values, index = grebe.from_numpy(x).topk(k, 1, largest)
+                wanted = np.sort(x, 1)  # NaN last
+                wanted = wanted[:, ::-1][:, :k] if largest else wanted[:, :k]
+                np.testing.assert_array_equal(values.numpy(), wanted)
+                np.testing.assert_array_equal(np.take_along_axis(x, index.numpy(), 1), wanted)
+                assert all(len(set(row)) == k for row in index.numpy().tolist())

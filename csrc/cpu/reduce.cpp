@@ -4,13 +4,17 @@
 // loops serve every layout: "rows" where the fastest dimension is reduced (a vector accumulates
 // along it) and "columns" where it is kept (a tile of columns accumulates down the reduced rows).
 //
+// Rows of a few vectors at most would mostly be adding up lanes: there as many rows as a vector has
+// lanes are added up together, by a tree of interleavings that leaves one result per lane.
+//
 // Accuracy: vector accumulators take a few thousand elements at most (columns: 128 rows), then go
 // into a compensated double total. The error is that of a short sum, whatever the length.
 // Determinism: where few results have long reductions, the reduction is cut into chunks that depend
 // on the shape only; partial totals are combined in the order of chunks.
 //
 // Floor: reading x once (moments: twice), 4 or 8 bytes per element.
-#include "kernels.h"
+#include "rows.h"
+#include "window.h"
 
 namespace grebe::GREBE_ISA {
 namespace {
@@ -353,6 +357,69 @@ void reduce_columns(const Plan& plan, const T* x, int64_t columns, int64_t begin
   }
 }
 
+// ---- short rows ----
+
+constexpr int64_t kShortVectors = 4;  // longest row, in vectors
+
+// Rows of contiguous elements, few of them, results side by side.
+template <class T>
+bool has_short_rows(const Plan& p) {
+  return p.reduced == 1 && p.kept == 1 && p.r_stride[0] == 1 && p.y_stride[0] == 1 &&
+         p.count <= kShortVectors * lanes<T> && p.count > 1 && p.outputs >= lanes<T>;
+}
+
+// Lane i of the result: all lanes of r[i] combined, in the same order for each i.
+template <class P, class T>
+inline vec<T> across_each(vec<T>* r) {
+#pragma GCC unroll 4
+  for (int n = lanes<T> / 2; n >= 1; n /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i)
+      r[i] = merge<P>(zip<T, false>(r[i], r[i + n]), zip<T, true>(r[i], r[i + n]));
+  return r[0];
+}
+
+template <class T>
+inline vec<T> scaled(vec<T> v, double scale) {
+  if constexpr (sizeof(T) == 4) {
+    const f64pair w = widen(v);
+    return narrow({w.low * splat(scale), w.high * splat(scale)});
+  } else {
+    return v * splat(scale);
+  }
+}
+
+// `rows` <= lanes<T> results.
+template <class P, class T>
+void reduce_short(const T* x, int64_t stride, int64_t n, int64_t rows, const T* center, T* y,
+                  double scale) {
+  constexpr int64_t L = lanes<T>;
+  const vec<T> start = splat(static_cast<T>(identity<P>()));
+  const int64_t whole = (n - 1) / L * L;
+  const mask_of<T> tail = lane_mask<T>(n - whole);
+  vec<T> acc[L];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < L; ++i) {
+    const T* row = x + (i < rows ? i : 0) * stride;
+    const vec<T> c = splat(center[i < rows ? i : 0]);
+    vec<T> a = start;
+    for (int64_t j = 0; j < whole; j += L) a = P::step(a, load(row + j), c);
+    acc[i] = select(tail, P::step(a, load_n(row + whole, n - whole), c), a);
+  }
+  const vec<T> all = across_each<P, T>(acc);
+  store_upto(y, P::kAdds ? scaled<T>(all, scale) : all, rows);
+}
+
+template <class P, class T>
+void reduce_short_rows(const Plan& plan, const T* x, const T* center, T* y, double scale) {
+  const int64_t grain = round_up(kThreadElements / plan.count, lanes<T>);
+  parallel_for(plan.outputs, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += lanes<T>)
+      reduce_short<P>(x + i * plan.stride[0], plan.stride[0], plan.count,
+                      at_most(end - i, lanes<T>), center + i, y + i, scale);
+  });
+}
+
 // ---- units of work and their threads ----
 
 // `width` results side by side: one result, or a tile of columns.
@@ -395,6 +462,10 @@ template <class P, class T>
 bool reduce(const View& x, const View& y, const View& center, double scale) {
   constexpr int64_t kTile = kTileVectors * lanes<T>;
   Plan plan = make_plan(x, y, center);
+  if (has_short_rows<T>(plan) && plan.z_stride[0] == 1) {
+    reduce_short_rows<P>(plan, data<T>(x), data<T>(center), data<T>(y), scale);
+    return true;
+  }
   const Grid grid = make_grid<T>(plan);
   if (grid.units == 0) return true;
   const int64_t columns = plan.size[plan.kept - 1], units = grid.units * plan.chunks;
@@ -488,20 +559,42 @@ bool better(T a, T b) {  // does a displace an earlier b?
   return a != a ? b == b : kLargest ? a > b : a < b;
 }
 
+// Running extremes of a vector of results, and where they stand.
+template <bool kLargest, class T>
+struct Found {
+  vec<T> best;
+  mask_of<T> index{};
+
+  void offer(vec<T> v, int64_t at) {
+    const auto wins = ((kLargest ? v > best : v < best) | (v != v)) & (best == best);
+    best = select(wins, v, best);
+    index = wins ? mask_of<T>{} + static_cast<decltype(index[0] + 0)>(at) : index;
+  }
+};
+
 // Positions for up to lanes<T> neighbouring columns, at most 2^31 rows.
 template <bool kLargest, class T>
 void find_in_columns(const T* x, int64_t n, int64_t stride, int64_t columns, int64_t* index,
                      int64_t index_stride) {
-  vec<T> best = load_n(x, columns);
-  mask_of<T> found{};
-  for (int64_t i = 1; i < n; ++i) {
-    const vec<T> v = fetch_n<true>(x + i * stride, 1, columns);
-    const auto wins = ((kLargest ? v > best : v < best) | (v != v)) & (best == best);
-    best = select(wins, v, best);
-    const mask_of<T> position = mask_of<T>{} + static_cast<decltype(found[0] + 0)>(i);
-    found = wins ? position : found;
+  Found<kLargest, T> found{load_n(x, columns)};
+  for (int64_t i = 1; i < n; ++i) found.offer(fetch_n<true>(x + i * stride, 1, columns), i);
+  for (int64_t j = 0; j < columns; ++j) index[j * index_stride] = found.index[j];
+}
+
+// Positions for up to lanes<T> short rows: turned into columns, a square at a time.
+template <bool kLargest, class T>
+void find_in_short_rows(const T* x, int64_t n, int64_t stride, int64_t rows, int64_t* index) {
+  constexpr int64_t L = lanes<T>;
+  Found<kLargest, T> found;
+  for (int64_t j = 0; j < n; j += L) {
+    vec<T> r[L];
+    const int64_t columns = at_most(n - j, L);
+    for (int64_t i = 0; i < L; ++i) r[i] = load_n(x + (i < rows ? i : 0) * stride + j, columns);
+    transpose_square<T>(r);
+    if (j == 0) found.best = r[0];
+    for (int64_t k = j == 0; k < columns; ++k) found.offer(r[k], j + k);
   }
-  for (int64_t j = 0; j < columns; ++j) index[j * index_stride] = found[j];
+  for (int64_t i = 0; i < rows; ++i) index[i] = found.index[i];
 }
 
 template <bool kLargest, class T>
@@ -539,6 +632,16 @@ template <bool kLargest, class T>
 bool arg_extreme(const View& x, const View& index) {
   Plan plan = make_plan(x, index, index);
   if (plan.outputs == 0 || plan.count == 0) return true;
+  if (has_short_rows<T>(plan)) {
+    const int64_t stride = plan.stride[0], n = plan.count;
+    const int64_t grain = round_up(kThreadElements / n, lanes<T>);
+    parallel_for(plan.outputs, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i += lanes<T>)
+        find_in_short_rows<kLargest>(data<T>(x) + i * stride, n, stride, at_most(end - i, lanes<T>),
+                                     data<int64_t>(index) + i);
+    });
+    return true;
+  }
   const int last = plan.kept - 1;
   if (plan.rows || plan.stride[last] != 1 || plan.count > std::numeric_limits<int32_t>::max()) {
     cut(plan, plan.outputs, 1);

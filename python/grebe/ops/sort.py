@@ -1,7 +1,8 @@
 """Sorting, selecting, searching, counting, and running sums along a dimension.
 
-NumPy does the work; NaN counts as the largest number, as in PyTorch. What sorts or selects is
-differentiable through the positions that it found, the running operations through each other.
+NumPy does the work, but for the top few (csrc/cpu/sort.cpp); NaN counts as the largest number, as
+in PyTorch. What sorts or selects is differentiable through the positions that it found, the running
+operations through each other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
-from ..backend import Array
+from ..backend import Array, contiguous, empty, kernels
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import add, exp, logical_xor, mul, sub, where
@@ -142,6 +143,17 @@ def _count(name: str, k: Any, low: int, size: int) -> int:
     return count
 
 
+_SMALL = 64  # from here on, partitioning beats the kernel's insertion
+
+
+def _topk_of_rows(x: Array, k: int, largest: bool) -> tuple[Array, Array]:
+    shape = (*x.shape[:-1], k)
+    values, index = empty(shape, x.dtype, x), empty(shape, np.dtype(np.int64), x)
+    rows = math.prod(x.shape[:-1])
+    kernels(x).topk(x, values, index, rows, x.shape[-1], k, largest)
+    return values, index
+
+
 @method
 def topk(
     input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
@@ -155,6 +167,10 @@ def topk(
     count = _count("topk", k, 0, x.shape[at] if x.ndim else 1)
     if x.ndim == 0:
         return _of_scalar(input)
+    if x.dtype in (np.float32, np.float64) and 0 < count <= _SMALL:
+        y, chosen = _topk_of_rows(contiguous(np.moveaxis(x, at, -1)), count, largest)
+        y, chosen = (contiguous(np.moveaxis(a, -1, at)) for a in (y, chosen))
+        return Selected(record(Pick, y, (input,), (chosen, at, x.shape)), wrap(chosen))
     keys, size = np.moveaxis(_keys(x), at, -1), x.shape[at]
     if 0 < count < size:
         cut = size - count if largest else count - 1
