@@ -274,7 +274,49 @@ CASES += [
     for more in ({"count_include_pad": False}, {"divisor_override": 3})
 ]
 
+
 # ---- norm ----
+def layer_norm(lib: Any, x: Any, w: Any, b: Any, **kwargs: Any) -> Any:
+    return lib.nn.functional.layer_norm(x, weight=w, bias=b, **kwargs)
+
+
+def rms_norm(lib: Any, x: Any, w: Any, **kwargs: Any) -> Any:
+    return lib.nn.functional.rms_norm(x, weight=w, **kwargs)
+
+
+def group_norm(lib: Any, x: Any, w: Any, b: Any, **kwargs: Any) -> Any:
+    if "num_groups" in kwargs:
+        return lib.nn.functional.group_norm(x, weight=w, bias=b, **kwargs)
+    return lib.nn.functional.instance_norm(x, weight=w, bias=b, **kwargs)
+
+
+def batch_norm(lib: Any, x: Any, w: Any, b: Any) -> Any:
+    return lib.nn.functional.batch_norm(x, None, None, w, b, True)
+
+
+NORM_ROWS: list[Shape] = [(3, 5), (300, 257), (2, 3, 64), (5, 16), (4, 1000), (2, 5000)]
+CASES += [
+    case("layer_norm", layer_norm, normal(s, s[-1:], s[-1:]), normalized_shape=s[-1:])
+    for s in NORM_ROWS
+]
+CASES += [
+    case("rms_norm", rms_norm, normal(s, s[-1:]), normalized_shape=s[-1:], eps=1e-5)
+    for s in NORM_ROWS
+]
+NORM_IMAGES: list[tuple[Shape, list[int]]] = [
+    ((2, 6, 5, 7), [1, 3, 6]),
+    ((3, 4, 33), [2]),
+    ((2, 8, 64, 65), [4]),
+    ((4, 10, 2, 3, 4), [5]),
+]
+CASES += [
+    case("group_norm", group_norm, normal(s, s[1:2], s[1:2]), num_groups=n)
+    for s, groups in NORM_IMAGES
+    for n in groups
+]
+CASES += [case("group_norm", group_norm, normal(s, s[1:2], s[1:2])) for s, _ in NORM_IMAGES]
+CASES += [case("batch_norm", batch_norm, normal(s, s[1:2], s[1:2])) for s, _ in NORM_IMAGES]
+CASES += [case("batch_norm", batch_norm, normal((300, 70), (70,), (70,)))]
 
 # ---- softmax ----
 ROWS = [((5,), 0), ((3, 5), 1), ((3, 5), 0), ((300, 257), -1), ((2, 1000), 1), ((4, 5, 6), 1)]
@@ -340,6 +382,16 @@ for n in (10_000, 1_000_000, 10_000_000):
     timed("relu", "relu", normal((n,)), bytes=8.0 * n)
     timed("exp", "exp", normal((n,)), bytes=8.0 * n)
     timed("sum", "sum", normal((n,)), bytes=4.0 * n)
+for rows, n in ((4096, 128), (4096, 768), (256, 4096)):
+    size = 8.0 * rows * n
+    args = {"normalized_shape": (n,)}
+    timed("layer_norm", layer_norm, normal((rows, n), (n,), (n,)), bytes=size, **args)
+    timed("rms_norm", rms_norm, normal((rows, n), (n,)), bytes=size, eps=1e-5, **args)
+for shape in ((64, 64, 32, 32), (32, 256, 14, 14), (32, 64, 56, 56)):
+    inputs, size = normal(shape, shape[1:2], shape[1:2]), float(np.prod(shape))
+    timed("batch_norm", batch_norm, inputs, bytes=12.0 * size)
+    timed("group_norm", group_norm, inputs, bytes=8.0 * size, num_groups=32)
+    timed("group_norm", group_norm, inputs, bytes=8.0 * size)
 for shape, window in (
     ((256, 6, 28, 28), {"kernel_size": 2}),
     ((256, 16, 10, 10), {"kernel_size": 2}),

@@ -478,6 +478,105 @@ class AvgPool2d:
 
 # ---- norm ----
 
+
+def _groups(x: Array, groups: int) -> Array:
+    return x.reshape(x.shape[0] * groups, -1)
+
+
+class Normalised:
+    """Rows of x as xhat = (x - mean) s, and what turns the gradient of xhat into that of x."""
+
+    def __init__(self, rows: Array, eps: float, centred: bool = True) -> None:
+        mean = rows.mean(1, keepdims=True) if centred else 0
+        self.s = 1 / np.sqrt(((rows - mean) ** 2).mean(1, keepdims=True) + eps)
+        self.xhat = (rows - mean) * self.s
+        self.centred = centred
+
+    def backward(self, h: Array) -> Array:
+        inner = h - self.xhat * (h * self.xhat).mean(1, keepdims=True)
+        return (inner - h.mean(1, keepdims=True) if self.centred else inner) * self.s
+
+
+@reference("layer_norm")
+class LayerNorm:
+    """Over the last dimension."""
+
+    @staticmethod
+    def forward(x: Array, w: Array, b: Array, normalized_shape: Any, eps: float = 1e-5) -> Array:
+        return Normalised(x.reshape(-1, x.shape[-1]), eps).xhat.reshape(x.shape) * w + b
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, w: Array, b: Array, normalized_shape: Any, eps: float = 1e-5
+    ) -> tuple[Array, Array, Array]:
+        g, rows = g.reshape(-1, x.shape[-1]), Normalised(x.reshape(-1, x.shape[-1]), eps)
+        return rows.backward(g * w).reshape(x.shape), (g * rows.xhat).sum(0), g.sum(0)
+
+
+@reference("rms_norm")
+class RMSNorm:
+    @staticmethod
+    def forward(x: Array, w: Array, normalized_shape: Any, eps: float) -> Array:
+        return Normalised(x.reshape(-1, x.shape[-1]), eps, False).xhat.reshape(x.shape) * w
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, w: Array, normalized_shape: Any, eps: float
+    ) -> tuple[Array, Array]:
+        g, rows = g.reshape(-1, x.shape[-1]), Normalised(x.reshape(-1, x.shape[-1]), eps, False)
+        return rows.backward(g * w).reshape(x.shape), (g * rows.xhat).sum(0)
+
+
+@reference("group_norm")
+class GroupNorm:
+    """Instance norm has as many groups as channels."""
+
+    @staticmethod
+    def forward(
+        x: Array, w: Array, b: Array, num_groups: int | None = None, eps: float = 1e-5
+    ) -> Array:
+        groups = num_groups or x.shape[1]
+        shape = (-1, *[1] * (x.ndim - 2))
+        xhat = Normalised(_groups(x, groups), eps).xhat.reshape(x.shape)
+        return xhat * w.reshape(shape) + b.reshape(shape)
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, w: Array, b: Array, num_groups: int | None = None, eps: float = 1e-5
+    ) -> tuple[Array, Array, Array]:
+        groups = num_groups or x.shape[1]
+        rows = Normalised(_groups(x, groups), eps)
+        h = g * w.reshape(-1, *[1] * (x.ndim - 2))
+        dims = (0, *range(2, x.ndim))
+        dx = rows.backward(_groups(h, groups)).reshape(x.shape)
+        return dx, (g * rows.xhat.reshape(x.shape)).sum(dims), g.sum(dims)
+
+
+@reference("batch_norm")
+class BatchNorm:
+    """In training."""
+
+    @staticmethod
+    def rows(x: Array) -> Array:
+        return np.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
+
+    @staticmethod
+    def forward(x: Array, w: Array, b: Array, eps: float = 1e-5) -> Array:
+        shape = (-1, *[1] * (x.ndim - 2))
+        xhat = Normalised(BatchNorm.rows(x), eps).xhat
+        xhat = np.moveaxis(xhat.reshape(x.shape[1], x.shape[0], *x.shape[2:]), 0, 1)
+        return xhat * w.reshape(shape) + b.reshape(shape)
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, w: Array, b: Array, eps: float = 1e-5
+    ) -> tuple[Array, Array, Array]:
+        rows, g = Normalised(BatchNorm.rows(x), eps), BatchNorm.rows(g)
+        dx = rows.backward(g * w[:, None])
+        dx = np.moveaxis(dx.reshape(x.shape[1], x.shape[0], *x.shape[2:]), 0, 1)
+        return dx, (g * rows.xhat).sum(1), g.sum(1)
+
+
 # ---- softmax ----
 
 

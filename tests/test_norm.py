@@ -9,7 +9,7 @@ import pytest
 
 import grebe
 from grebe.autograd import gradcheck, gradgradcheck
-from grebe.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
+from grebe.ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
 SHAPES = [(9, 1), (5, 70), (300, 10), (4, 3, 7), (4, 6, 5, 5), (3, 65, 9, 9), (64, 17, 3, 3)]
 SHAPES += [(2, 3, 100, 101), (100, 2, 64), (1, 5, 4, 4), (9, 3, 2, 2, 2)]
@@ -242,3 +242,58 @@ def test_errors() -> None:
         layer_norm(x, (3,), None, grebe.zeros(1))
     with pytest.raises(ValueError, match="divide 3 channels, got 2"):
         group_norm(x, 2)
+
+
+def test_second_gradients_of_group_and_rms_norm() -> None:
+    rng = np.random.default_rng(0)
+    x, w, b = (
+        grebe.from_numpy(rng.standard_normal(shape)).requires_grad_()
+        for shape in ((2, 4, 3), (4,), (4,))
+    )
+    v = grebe.from_numpy(rng.standard_normal(3)).requires_grad_()
+    for f, inputs in (
+        (lambda x, w, b: group_norm(x, 2, w, b), [x, w, b]),
+        (lambda x, w, b: instance_norm(x, weight=w, bias=b), [x, w, b]),
+        (lambda x, v: rms_norm(x, 3, v, 1e-3), [x, v]),
+        (lambda x: group_norm(x, 4), [x]),
+        (lambda x: rms_norm(x, (4, 3)), [x]),
+    ):
+        assert gradcheck(f, inputs) and gradgradcheck(f, inputs)
+
+
+def test_layers_of_groups_and_instances() -> None:
+    x = grebe.from_numpy(np.random.default_rng(0).standard_normal((2, 4, 3, 5)).astype(np.float32))
+    layer = grebe.nn.GroupNorm(2, 4)
+    assert {n: p.shape for n, p in layer.named_parameters()} == {"weight": (4,), "bias": (4,)}
+    np.testing.assert_array_equal(layer(x).detach().numpy(), group_norm(x, 2).numpy())
+    assert grebe.nn.GroupNorm(2, 4, bias=False).bias is None
+    assert not list(grebe.nn.GroupNorm(2, 4, affine=False).parameters())
+    plain = grebe.nn.InstanceNorm2d(4)
+    assert not plain.state_dict() and not list(plain.parameters())
+    np.testing.assert_array_equal(plain(x).numpy(), instance_norm(x).numpy())
+    np.testing.assert_array_equal(plain(x[0]).numpy(), plain(x).numpy()[0])
+    np.testing.assert_array_equal(plain.eval()(x).numpy(), instance_norm(x).numpy())
+    tracking = grebe.nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+    y = tracking(x.reshape(2, 4, 15))
+    assert tracking.running_mean.numpy().any()
+    assert (
+        np.abs(tracking.eval()(x.reshape(2, 4, 15)).detach().numpy() - y.detach().numpy()).max()
+        > 1e-3
+    )
+    scaled = grebe.nn.RMSNorm(5)
+    np.testing.assert_array_equal(scaled(x).detach().numpy(), rms_norm(x, 5).numpy())
+    assert scaled.eps is None and grebe.nn.InstanceNorm3d(2)(grebe.ones(1, 2, 2, 2, 2)).ndim == 5
+
+
+def test_errors_of_groups_and_rms() -> None:
+    x = grebe.ones(2, 4, 3)
+    with pytest.raises(ValueError, match="divisible by num_groups"):
+        grebe.nn.GroupNorm(3, 4)
+    with pytest.raises(ValueError, match="expected weight of shape"):
+        group_norm(x, 2, grebe.ones(3))
+    with pytest.raises(ValueError, match="rms_norm: expected input of shape"):
+        rms_norm(x, 4)
+    with pytest.raises(ValueError, match="more than 1 value per example"):
+        instance_norm(grebe.ones(2, 4, 1))
+    with pytest.raises(ValueError, match="expected 5 channels"):
+        grebe.nn.InstanceNorm1d(5, affine=True)(x)

@@ -1,4 +1,4 @@
-// Batch normalisation and layer normalisation, forward and backward.
+// Batch, layer, RMS and group normalisation, forward and backward.
 //
 // Batch norm sees two layouts: planes [N, C, inner], lanes along a plane of one channel, and rows
 // [N, C] (also channels-last images), lanes along the channels. One routine serves both passes'
@@ -7,9 +7,12 @@
 // close enough to the mean that the sum of squares does not cancel: one read gives the variance.
 // Sums are taken in T over short runs, in double beyond, per fixed segment of the batch, and the
 // segments are added in order. A second pass maps: out = (x - p0) * p1 + g * p3 + p2 per channel.
-// Layer norm does each row, in cache, in two passes for the moments and one for the result.
+// Layer norm does each row, in cache, in two passes for the moments and one for the result; RMS norm
+// is the same without the mean. Group norm (instance norm: groups of one channel) does each group of
+// channels of an example as such a row; backward, the two sums per channel, by batch norm's loop,
+// give the row's sums as well as the parameters' gradients, so that x and grad are read twice.
 //
-// Floor: memory. Bytes per float32 element: batch norm 12 forward, 20 backward; layer norm 8 and 12.
+// Floor: memory. Bytes per float32 element: batch norm 12 forward, 20 backward; the others 8 and 12.
 // Measured shares: docs/kernels/norm.md.
 #include "kernels.h"
 #include "rows.h"
@@ -21,6 +24,8 @@ struct Planes {
   int64_t n, channels, inner;  // rows layout: inner == 1
   bool rows;
 
+  Planes(int64_t examples, int64_t c, int64_t elements)
+      : n(examples), channels(c), inner(elements), rows(false) {}
   Planes(const View& x, bool channels_last) : n(x.shape[0]), channels(x.shape[1]), inner(1) {
     for (int d = 2; d < x.ndim; ++d) inner *= x.shape[d];
     rows = channels_last || inner == 1;
@@ -342,43 +347,48 @@ bool batch_norm_backward_any(In grad, In input, OptIn weight, In saved_mean, In 
 
 // ---- layer norm ----
 
-template <class T>
-void layer_norm_row(const T* x, T* y, int64_t n, const T* weight, const T* bias, double eps,
-                    T* mean, T* invstd) {
-  const T count = static_cast<T>(n);
-  const T m = row_sum(x, n, [](vec<T> v, int64_t, int64_t) { return v; }) / count;
-  const vec<T> middle = splat(m);
-  const T squares =
-      row_sum(x, n, [=](vec<T> v, int64_t, int64_t) { return (v - middle) * (v - middle); });
-  const double variance = static_cast<double>(squares / count);
-  *mean = m;
-  *invstd = static_cast<T>(1 / __builtin_sqrt(variance + eps));
-  const vec<T> s = splat(*invstd);
-  row_map(x, y, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    vec<T> r = (v - middle) * s;
-    if (weight) r = r * load_upto(weight + i, valid);
-    return bias ? r + load_upto(bias + i, valid) : r;
-  });
+// kCentred: layer norm; else RMS norm, whose mean is 0.
+template <bool kCentred, class T>
+T row_mean(const T* x, int64_t n) {
+  if (!kCentred) return 0;
+  return row_sum(x, n, [](vec<T> v, int64_t, int64_t) { return v; }) / static_cast<T>(n);
 }
 
 template <class T>
-void layer_norm_any(In input, OptIn weight, OptIn bias, Out output, Out mean, Out invstd,
+T row_invstd(const T* x, int64_t n, T mean, double eps) {
+  const vec<T> m = splat(mean);
+  const T squares = row_sum(x, n, [=](vec<T> v, int64_t, int64_t) { return (v - m) * (v - m); });
+  const double variance = static_cast<double>(squares / static_cast<T>(n));
+  return static_cast<T>(1 / __builtin_sqrt(variance + eps));
+}
+
+template <bool kCentred, class T>
+void layer_norm_any(In input, OptIn weight, OptIn bias, Out output, OptOut mean, Out invstd,
                     int64_t rows, int64_t n, double eps) {
-  for_each_row(rows, n, [&](int64_t i) {
-    layer_norm_row(data<T>(input) + i * n, data<T>(output) + i * n, n, data<T>(weight),
-                   data<T>(bias), eps, data<T>(mean) + i, data<T>(invstd) + i);
+  const T *w = data<T>(weight), *b = data<T>(bias);
+  for_each_row(rows, n, [=](int64_t i) {
+    const T* x = data<T>(input) + i * n;
+    const T m = row_mean<kCentred>(x, n), inv = row_invstd(x, n, m, eps);
+    if (kCentred) data<T>(mean)[i] = m;
+    data<T>(invstd)[i] = inv;
+    const vec<T> middle = splat(m), s = splat(inv);
+    row_map(x, data<T>(output) + i * n, n, [=](vec<T> v, int64_t j, int64_t valid) {
+      vec<T> r = (v - middle) * s;
+      if (w) r = r * load_upto(w + j, valid);
+      return b ? r + load_upto(b + j, valid) : r;
+    });
   });
 }
 
 // gx = invstd (h - mean(h) - xhat mean(h xhat)) with h = g weight, xhat = (x - mean) invstd.
-template <class T>
+template <bool kCentred, class T>
 void layer_norm_backward_row(const T* g, const T* x, T* gx, int64_t n, const T* weight, T mean,
                              T invstd) {
   const vec<T> m = splat(mean), s = splat(invstd);
   auto h = [=](vec<T> v, int64_t i, int64_t valid) {
     return weight ? v * load_upto(weight + i, valid) : v;
   };
-  const T sum = row_sum(g, n, h);
+  const T sum = kCentred ? row_sum(g, n, h) : T{0};
   const T dot = row_sum(g, n, [=](vec<T> v, int64_t i, int64_t valid) {
     return h(v, i, valid) * ((load_upto(x + i, valid) - m) * s);
   });
@@ -402,9 +412,10 @@ void layer_norm_parameter_row(const T* g, const T* x, T* gw, T* gb, int64_t n, T
   });
 }
 
-template <class T>
-bool layer_norm_backward_any(In grad, In input, OptIn weight, In mean, In invstd, OptOut grad_input,
-                             OptOut grad_weight, OptOut grad_bias, int64_t rows, int64_t n) {
+template <bool kCentred, class T>
+bool layer_norm_backward_any(In grad, In input, OptIn weight, OptIn mean, In invstd,
+                             OptOut grad_input, OptOut grad_weight, OptOut grad_bias, int64_t rows,
+                             int64_t n) {
   constexpr int64_t kSegments = 64, kRows = 16;
   const int64_t few = (rows + kSegments - 1) / kSegments, segment = few > kRows ? few : kRows;
   const int64_t segments = (rows + segment - 1) / segment;
@@ -421,9 +432,10 @@ bool layer_norm_backward_any(In grad, In input, OptIn weight, In mean, In invstd
       if (gw) __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(2 * n));
       for (int64_t i = u * segment; i < at_most((u + 1) * segment, rows); ++i) {
         const T *g = data<T>(grad) + i * n, *x = data<T>(input) + i * n;
-        const T m = data<T>(mean)[i], s = data<T>(invstd)[i];
+        const T m = kCentred ? data<T>(mean)[i] : T{0}, s = data<T>(invstd)[i];
         if (grad_input.data)
-          layer_norm_backward_row(g, x, data<T>(grad_input) + i * n, n, data<T>(weight), m, s);
+          layer_norm_backward_row<kCentred>(g, x, data<T>(grad_input) + i * n, n, data<T>(weight),
+                                            m, s);
         if (gw) layer_norm_parameter_row(g, x, gw, gw + n, n, m, s);
       }
     }
@@ -436,6 +448,86 @@ bool layer_norm_backward_any(In grad, In input, OptIn weight, In mean, In invstd
     }
     if (grad_weight.data) data<T>(grad_weight)[c] = static_cast<T>(sum_weight);
     if (grad_bias.data) data<T>(grad_bias)[c] = static_cast<T>(sum_bias);
+  }
+  return true;
+}
+
+// ---- group norm ----
+
+// Rows are groups of `size` channels of an example; a channel has `inner` elements.
+struct Groups {
+  int64_t examples, groups, size, inner;
+  int64_t rows() const { return examples * groups; }
+  int64_t channels() const { return groups * size; }
+  int64_t row() const { return size * inner; }
+};
+
+template <class T>
+void group_norm_any(In input, OptIn weight, OptIn bias, Out output, Out mean, Out invstd,
+                    const Groups& a, double eps) {
+  const T *w = data<T>(weight), *b = data<T>(bias);
+  for_each_row(a.rows(), a.row(), [=](int64_t i) {
+    const T* x = data<T>(input) + i * a.row();
+    T* y = data<T>(output) + i * a.row();
+    const T m = row_mean<true>(x, a.row()), inv = row_invstd(x, a.row(), m, eps);
+    data<T>(mean)[i] = m;
+    data<T>(invstd)[i] = inv;
+    for (int64_t k = 0; k < a.size; ++k) {
+      const int64_t c = i % a.groups * a.size + k;
+      const T scale = w ? inv * w[c] : inv, shift = b ? b[c] : T{0};
+      const T* const p[4] = {&m, &scale, &shift, nullptr};
+      map_plane<T>(x + k * a.inner, nullptr, y + k * a.inner, a.inner, p, 0);
+    }
+  });
+}
+
+// gx of one row, from the sums of each of its channels.
+template <class T>
+void group_norm_backward_row(const T* g, const T* x, T* gx, const Sums* sums, const T* w,
+                             const Groups& a, T m, T invstd) {
+  double total = 0, dot = 0;
+  for (int64_t k = 0; k < a.size; ++k) {
+    const double weight = w ? static_cast<double>(w[k]) : 1.0;
+    total += weight * sums[k].a;
+    dot += weight * sums[k].ad;
+  }
+  const double s = static_cast<double>(invstd), count = static_cast<double>(a.row());
+  const T slope = static_cast<T>(-s * s * s * dot / count),
+          shift = static_cast<T>(-s * total / count);
+  for (int64_t k = 0; k < a.size; ++k) {
+    const T scale = w ? invstd * w[k] : invstd;
+    const T* const p[4] = {&m, &slope, &shift, &scale};
+    map_plane(x + k * a.inner, g + k * a.inner, gx + k * a.inner, a.inner, p, 0);
+  }
+}
+
+template <class T>
+bool group_norm_backward_any(In grad, In input, OptIn weight, In mean, In invstd, OptOut grad_input,
+                             OptOut grad_weight, OptOut grad_bias, const Groups& a) {
+  const int64_t channels = a.channels();
+  Sums* sums = static_cast<Sums*>(  // [example][channel]
+      scratch(sizeof(Sums) * static_cast<size_t>(a.examples * channels + 1)));
+  if (!sums) return false;
+  const Planes planes(1, a.rows() * a.size, a.inner);
+  for_each_row(a.rows(), a.row(), [&](int64_t i) {
+    const T *g = data<T>(grad) + i * a.row(), *x = data<T>(input) + i * a.row();
+    const T m = data<T>(mean)[i];
+    for (int64_t k = 0; k < a.size; ++k)
+      sums[i * a.size + k] = plane_sums(x, g, m, planes, k, 0, 1);
+    const T* w = weight.data ? data<T>(weight) + i % a.groups * a.size : nullptr;
+    if (grad_input.data)
+      group_norm_backward_row(g, x, data<T>(grad_input) + i * a.row(), sums + i * a.size, w, a, m,
+                              data<T>(invstd)[i]);
+  });
+  for (int64_t c = 0; c < channels && (grad_weight.data || grad_bias.data); ++c) {
+    Sums total{0, 0};
+    for (int64_t i = 0; i < a.examples; ++i) {
+      const Sums& s = sums[i * channels + c];
+      total.a += s.a;
+      total.ad += s.ad * static_cast<double>(data<T>(invstd)[i * a.groups + c / a.size]);
+    }
+    if (grad_weight.data) data<T>(grad_weight)[c] = static_cast<T>(total.ad);
+    if (grad_bias.data) data<T>(grad_bias)[c] = static_cast<T>(total.a);
   }
   return true;
 }
@@ -460,20 +552,40 @@ bool batch_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut
                                                                       out, training, channels_last);
 }
 
-void layer_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int64_t rows,
+// Without a mean: RMS norm.
+void layer_norm(In x, OptIn weight, OptIn bias, Out y, OptOut mean, Out invstd, int64_t rows,
                 int64_t n, double eps) {
-  if (x.dtype == DType::kFloat32)
-    layer_norm_any<float>(x, weight, bias, y, mean, invstd, rows, n, eps);
-  else
-    layer_norm_any<double>(x, weight, bias, y, mean, invstd, rows, n, eps);
+  const bool f32 = x.dtype == DType::kFloat32;
+  const auto run = mean.data ? (f32 ? layer_norm_any<true, float> : layer_norm_any<true, double>)
+                             : (f32 ? layer_norm_any<false, float> : layer_norm_any<false, double>);
+  run(x, weight, bias, y, mean, invstd, rows, n, eps);
 }
 
-bool layer_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut gx, OptOut gweight,
-                         OptOut gbias, int64_t rows, int64_t n) {
-  return x.dtype == DType::kFloat32 ? layer_norm_backward_any<float>(grad, x, weight, mean, invstd,
-                                                                     gx, gweight, gbias, rows, n)
-                                    : layer_norm_backward_any<double>(grad, x, weight, mean, invstd,
-                                                                      gx, gweight, gbias, rows, n);
+bool layer_norm_backward(In grad, In x, OptIn weight, OptIn mean, In invstd, OptOut gx,
+                         OptOut gweight, OptOut gbias, int64_t rows, int64_t n) {
+  const bool f32 = x.dtype == DType::kFloat32;
+  const auto run =
+      mean.data
+          ? (f32 ? layer_norm_backward_any<true, float> : layer_norm_backward_any<true, double>)
+          : (f32 ? layer_norm_backward_any<false, float> : layer_norm_backward_any<false, double>);
+  return run(grad, x, weight, mean, invstd, gx, gweight, gbias, rows, n);
+}
+
+void group_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int64_t examples,
+                int64_t groups, int64_t size, int64_t inner, double eps) {
+  const Groups a{examples, groups, size, inner};
+  (x.dtype == DType::kFloat32 ? group_norm_any<float>
+                              : group_norm_any<double>)(x, weight, bias, y, mean, invstd, a, eps);
+}
+
+bool group_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut gx, OptOut gweight,
+                         OptOut gbias, int64_t examples, int64_t groups, int64_t size,
+                         int64_t inner) {
+  const Groups a{examples, groups, size, inner};
+  return (x.dtype == DType::kFloat32 ? group_norm_backward_any<float>
+                                     : group_norm_backward_any<double>)(grad, x, weight, mean,
+                                                                        invstd, gx, gweight, gbias,
+                                                                        a);
 }
 
 }  // namespace grebe::GREBE_ISA

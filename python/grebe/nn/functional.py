@@ -36,7 +36,7 @@ from ..ops.loss import (
     smooth_l1_loss,
 )
 from ..ops.matmul import linear
-from ..ops.norm import batch_norm, group_norm, instance_norm, layer_norm
+from ..ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from ..ops.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -103,6 +103,7 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "rms_norm",
     "selu",
     "sigmoid",
     "silu",

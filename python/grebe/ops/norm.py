@@ -1,6 +1,6 @@
-"""Batch normalisation and layer normalisation. Kernels: csrc/cpu/norm.cpp. D2L sections 8.5, 11.7.
+"""Batch, instance, group, layer and RMS normalisation. D2L sections 8.5, 11.7.
 
-Composite forms, made of differentiable ops, serve `create_graph=True`.
+Kernels: csrc/cpu/norm.cpp. Composite forms, made of differentiable ops, serve `create_graph=True`.
 """
 
 from __future__ import annotations
@@ -201,9 +201,16 @@ def instance_norm(
     if x.ndim < 3:
         raise ValueError(f"{name}: expected input of shape [N, C, d1, ...], got {list(x.shape)}")
     n, c = x.shape[:2]
+    if math.prod(x.shape[2:]) < 2:
+        raise ValueError(
+            f"{name}: expected more than 1 value per example and channel, got input of shape "
+            f"{list(x.shape)}"
+        )
     for argument, value in (("running_mean", running_mean), ("running_var", running_var)):
         if value is not None and expect_tensor(name, argument, value).shape != (c,):
             raise ValueError(f"{name}: {argument} must have shape [{c}], got {list(value.shape)}")
+    if running_mean is None and running_var is None:
+        return _group_norm(name, input, c, weight, bias, eps)
     mean = None if running_mean is None else running_mean.detach().repeat(n)
     var = None if running_var is None else running_var.detach().repeat(n)
     flat = input.reshape(1, n * c, *x.shape[2:])
@@ -291,16 +298,7 @@ def layer_norm(
     name = "layer_norm"
     x = expect_tensor(name, "input", input)
     check_floating(name, "input", x)
-    shape = (
-        (int(normalized_shape),)
-        if isinstance(normalized_shape, (int, np.integer))
-        else tuple(int(s) for s in normalized_shape)
-    )
-    if not shape or x.shape[max(x.ndim - len(shape), 0) :] != shape:
-        raise ValueError(
-            f"{name}: expected input of shape [*, {', '.join(map(str, shape))}], "
-            f"got {list(x.shape)}"
-        )
+    shape = _normalized_shape(name, x, normalized_shape)
     if is_half(x.dtype):
         w32, b32 = (None if t is None else t.to(np.float32) for t in (weight, bias))
         return layer_norm(input.to(np.float32), shape, w32, b32, eps).to(x.dtype)
@@ -316,6 +314,93 @@ def layer_norm(
     kernels(x).layer_norm(x, w, b, y, mean, invstd, rows, n, eps)
     saved = (input, weight, mean, invstd, len(shape), eps)
     return record(LayerNorm, y, (input, weight, bias), saved)
+
+
+class RMSNorm(Node):
+    """dx = s (h - xhat mean(h xhat)), h = w dy, xhat = s x, per row; dw = sum(dy xhat)."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        input, weight, invrms, inner, eps = self.saved
+        if grad_enabled():
+            return self._composite(grad, input, weight, inner, eps)
+        x, g = contiguous(input.array), contiguous(grad.array)
+        shape = x.shape[x.ndim - inner :]
+        wanted = [edge is not None for edge in self.edges]
+        gx = empty_like(x) if wanted[0] else None
+        gw = kernels(x).empty(shape, x.dtype) if wanted[1] else None
+        w = None if weight is None else contiguous(weight.array)
+        n = math.prod(shape)
+        kernels(x).layer_norm_backward(g, x, w, None, invrms, gx, gw, None, invrms.size, n)
+        return None if gx is None else wrap(gx), None if gw is None else wrap(gw)
+
+    @staticmethod
+    def _composite(
+        grad: Tensor, x: Tensor, weight: Tensor | None, inner: int, eps: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        dims = tuple(range(x.ndim - inner, x.ndim))
+        outer = tuple(range(x.ndim - inner))
+        s = ((x * x).mean(dims, keepdim=True) + eps).rsqrt()
+        xhat = x * s
+        h = grad if weight is None else grad * weight
+        gx = (h - xhat * (h * xhat).mean(dims, keepdim=True)) * s
+        return gx, (grad * xhat).sum(outer) if outer else grad * xhat
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Scales the last dimensions: ``x / sqrt(mean(x^2) + eps) * weight``. Zhang and Sennrich, 2019.
+
+    Args:
+        input: tensor of shape [*, *normalized_shape].
+        normalized_shape: sizes of the dimensions to normalise over.
+        weight: tensor of shape `normalized_shape`, or None for 1.
+        eps: added to the mean square; None: the dtype's machine epsilon.
+
+    Returns:
+        Tensor of the input's shape.
+
+    Raises:
+        TypeError: dtypes differ or are not floating point.
+        ValueError: shapes do not fit.
+    """
+    name = "rms_norm"
+    x = expect_tensor(name, "input", input)
+    check_floating(name, "input", x)
+    shape = _normalized_shape(name, x, normalized_shape)
+    if is_half(x.dtype):
+        w32 = None if weight is None else weight.to(np.float32)
+        return rms_norm(input.to(np.float32), shape, w32, eps).to(x.dtype)
+    w = _layer_parameter(name, "weight", weight, x, shape)
+    if eps is None:
+        eps = float(np.finfo(x.dtype).eps)
+    x = contiguous(x)
+    rows = math.prod(x.shape[: x.ndim - len(shape)])
+    y = empty_like(x)
+    invrms = kernels(x).empty((rows,), x.dtype)
+    kernels(x).layer_norm(x, w, None, y, None, invrms, rows, math.prod(shape), eps)
+    return record(RMSNorm, y, (input, weight), (input, weight, invrms, len(shape), eps))
+
+
+def _normalized_shape(
+    name: str, x: Array, normalized_shape: int | Sequence[int]
+) -> tuple[int, ...]:
+    shape = (
+        (int(normalized_shape),)
+        if isinstance(normalized_shape, (int, np.integer))
+        else tuple(int(s) for s in normalized_shape)
+    )
+    if not shape or x.shape[max(x.ndim - len(shape), 0) :] != shape:
+        raise ValueError(
+            f"{name}: expected input of shape [*, {', '.join(map(str, shape))}], "
+            f"got {list(x.shape)}"
+        )
+    return shape
 
 
 def _layer_parameter(
@@ -362,6 +447,61 @@ def group_norm(
         raise ValueError(
             f"group_norm: expected num_groups to divide {c} channels, got {num_groups}"
         )
-    size = c // num_groups * math.prod(x.shape[2:])
-    y = layer_norm(input.reshape(n * num_groups, size), size, None, None, eps)
-    return _affine(y.reshape(*x.shape), weight, bias)
+    return _group_norm("group_norm", input, num_groups, weight, bias, eps)
+
+
+class GroupNorm(Node):
+    """As LayerNorm per group of channels of an example; dw = sum(dy xhat) per channel."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        input, weight, mean, invstd, sizes, eps = self.saved
+        if grad_enabled():
+            return self._composite(grad, input, weight, sizes, eps)
+        x, g = contiguous(input.array), contiguous(grad.array)
+        wanted = [edge is not None for edge in self.edges]
+        gx = empty_like(x) if wanted[0] else None
+        gw, gb = (kernels(x).empty((x.shape[1],), x.dtype) if want else None for want in wanted[1:])
+        w = None if weight is None else contiguous(weight.array)
+        kernels(x).group_norm_backward(g, x, w, mean, invstd, gx, gw, gb, *sizes)
+        return (
+            None if gx is None else wrap(gx),
+            None if gw is None else wrap(gw),
+            None if gb is None else wrap(gb),
+        )
+
+    @staticmethod
+    def _composite(
+        grad: Tensor, x: Tensor, weight: Tensor | None, sizes: tuple[int, ...], eps: float
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows = (sizes[0] * sizes[1], sizes[2] * sizes[3])
+        flat = x.reshape(*rows)
+        centered = flat - flat.mean(1, keepdim=True)
+        s = ((centered * centered).mean(1, keepdim=True) + eps).rsqrt()
+        xhat = centered * s
+        h = (grad if weight is None else grad * _channels(weight, x.ndim)).reshape(*rows)
+        dot = (h * xhat).mean(1, keepdim=True)
+        gx = (h - h.mean(1, keepdim=True) - xhat * dot) * s
+        dims = (0, *range(2, x.ndim))
+        product = grad * xhat.reshape(*x.shape)
+        return gx.reshape(*x.shape), product.sum(dims), grad.sum(dims)
+
+
+def _group_norm(
+    name: str, input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    x = input.array
+    check_floating(name, "input", x)
+    if is_half(x.dtype):
+        w32, b32 = (None if t is None else t.to(np.float32) for t in (weight, bias))
+        return _group_norm(name, input.to(np.float32), groups, w32, b32, eps).to(x.dtype)
+    n, c = x.shape[:2]
+    w = _parameter(name, "weight", weight, x, c)
+    b = _parameter(name, "bias", bias, x, c)
+    x = contiguous(x)
+    sizes = (n, groups, c // groups, math.prod(x.shape[2:]))
+    y = empty_like(x)
+    mean, invstd = (kernels(x).empty((n * groups,), x.dtype) for _ in range(2))
+    kernels(x).group_norm(x, w, b, y, mean, invstd, *sizes, eps)
+    return record(GroupNorm, y, (input, weight, bias), (input, weight, mean, invstd, sizes, eps))

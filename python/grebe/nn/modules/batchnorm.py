@@ -1,4 +1,4 @@
-"""Batch normalisation layers. D2L section 8.5."""
+"""Batch and instance normalisation layers. D2L section 8.5."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from .checks import factory, real, whole
 from .lazy import LazyModuleMixin
 from .module import Module
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LazyBatchNorm1d", "LazyBatchNorm2d"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+]
 
 
 class _BatchNorm(Module):
@@ -157,6 +166,68 @@ class BatchNorm3d(_BatchNorm):
     """Batch normalisation of x [N, C, D, H, W]."""
 
     input_dims = (5,)
+
+
+class _InstanceNorm(_BatchNorm):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias per example and channel (dim 1).
+
+    Input without the batch dimension counts as one example. With track_running_stats, evaluation
+    uses running statistics, as batch normalisation does. Ulyanov et al., 2016.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        track = track_running_stats
+        super().__init__(num_features, eps, momentum, affine, track, device, dtype, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input(input)
+        batched = input.ndim == self.input_dims[-1]
+        channels = input.shape[1 if batched else 0]
+        if self.affine and channels != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: expected {self.num_features} channels, got input of shape "
+                f"{list(input.shape)}"
+            )
+        y = F.instance_norm(
+            input if batched else input.unsqueeze(0),
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not self.track_running_stats,
+            0.0 if self.momentum is None else self.momentum,
+            self.eps,
+        )
+        return y if batched else y.squeeze(0)
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Instance normalisation of x [N, C, L] or [C, L]."""
+
+    input_dims = (2, 3)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Instance normalisation of x [N, C, H, W] or [C, H, W]."""
+
+    input_dims = (3, 4)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """Instance normalisation of x [N, C, D, H, W] or [C, D, H, W]."""
+
+    input_dims = (4, 5)
 
 
 class _LazyBatchNorm(LazyModuleMixin, _BatchNorm):

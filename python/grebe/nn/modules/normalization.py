@@ -1,4 +1,4 @@
-"""Layer normalisation. D2L section 11.7."""
+"""Layer, RMS and group normalisation. D2L section 11.7."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from ..parameter import Parameter
 from .checks import factory, real, whole
 from .module import Module
 
-__all__ = ["LayerNorm"]
+__all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+
+
+def _sizes(layer: str, shape: Any) -> tuple[int, ...]:
+    """`normalized_shape`, an int or several, as a tuple."""
+    if not isinstance(shape, (tuple, list)):
+        shape = (shape,)
+    if not shape:
+        raise ValueError(f"{layer}: normalized_shape must have at least one size")
+    return tuple(whole(layer, "normalized_shape", s, 0) for s in shape)
 
 
 class LayerNorm(Module):
@@ -34,12 +43,7 @@ class LayerNorm(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        shape = normalized_shape
-        if not isinstance(shape, (tuple, list)):
-            shape = (shape,)
-        self.normalized_shape = tuple(whole("LayerNorm", "normalized_shape", s, 0) for s in shape)
-        if not self.normalized_shape:
-            raise ValueError("LayerNorm: normalized_shape must have at least one size")
+        self.normalized_shape = _sizes("LayerNorm", normalized_shape)
         real("LayerNorm", "eps", eps)
         self.eps, self.elementwise_affine = eps, bool(elementwise_affine)
         wanted = factory("LayerNorm", device, dtype)
@@ -65,4 +69,100 @@ class LayerNorm(Module):
         return (
             f"{self.normalized_shape}, eps={self.eps}, "
             f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+        )
+
+
+class RMSNorm(Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dims, of normalized_shape.
+
+    eps None: the dtype's machine epsilon. weight has shape normalized_shape and starts at 1. Zhang
+    and Sennrich, 2019.
+    """
+
+    weight: Parameter | None
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.normalized_shape = _sizes("RMSNorm", normalized_shape)
+        if eps is not None:
+            real("RMSNorm", "eps", eps)
+        self.eps, self.elementwise_affine = eps, bool(elementwise_affine)
+        wanted = factory("RMSNorm", device, dtype)
+        value = (
+            Parameter(empty(self.normalized_shape, dtype=wanted)) if elementwise_affine else None
+        )
+        self.register_parameter("weight", value)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1."""
+        if self.weight is not None:
+            init.ones_(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        )
+
+
+class GroupNorm(Module):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias per group of channels of each example.
+
+    weight and bias have shape [num_channels] and start at 1 and 0. Wu and He, 2018.
+    """
+
+    weight: Parameter | None
+    bias: Parameter | None
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_groups = whole("GroupNorm", "num_groups", num_groups, 1)
+        self.num_channels = whole("GroupNorm", "num_channels", num_channels, 0)
+        if self.num_channels % self.num_groups:
+            raise ValueError(
+                f"GroupNorm: num_channels must be divisible by num_groups, got {num_channels} "
+                f"and {num_groups}"
+            )
+        real("GroupNorm", "eps", eps)
+        self.eps, self.affine = eps, bool(affine)
+        wanted = factory("GroupNorm", device, dtype)
+        for name, present in (("weight", affine), ("bias", affine and bias)):
+            value = Parameter(empty((self.num_channels,), dtype=wanted)) if present else None
+            self.register_parameter(name, value)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1 and bias 0."""
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
+            f"bias={self.bias is not None}"
         )
