@@ -29,6 +29,24 @@ constexpr int64_t kDepth = 512;  // of k between two stores of a tile: keeps a s
 
 constexpr int rows_for(int vectors) { return vectors == 1 ? kRowsOfOne : kRows; }
 
+// acc[m][v] += a[m][a_offset[k]] * b[k * b_step + v], k in order.
+template <class T, int M, int V>
+GREBE_INLINE void channel_tile(int64_t size, const T* const* a, const int64_t* a_offset, const T* b,
+                               int64_t b_step, vec<T> (&acc)[M][V]) {
+  for (int64_t k = 0; k < size; ++k, b += b_step) {
+    vec<T> column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) column[v] = load(b + v * lanes<T>);
+    const int64_t at = a_offset[k];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const vec<T> x = splat(a[m][at]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
+    }
+  }
+}
+
 // acc[m][v] += a[k * M + m] * b[v][b_offset[k]...], k in order.
 template <class T, int M, int V>
 GREBE_INLINE void pixel_tile(int64_t size, const T* a, const T* const* b, const int64_t* b_offset,

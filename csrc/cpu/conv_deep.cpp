@@ -45,6 +45,24 @@ GREBE_INLINE void pixel_rows(int64_t size, const T* const* a, const T* b, vec<T>
   }
 }
 
+// acc[m][v] += a[m][a_offset[k]] * b[b_offset[k] + v * lanes], k in order.
+template <class T, int M, int V>
+GREBE_INLINE void pixel_pairs(int64_t size, const T* a, const int64_t* a_offset, const T* b,
+                              const int64_t* b_offset, vec<T> (&acc)[M][V]) {
+  for (int64_t k = 0; k < size; ++k) {
+    const T *from = a + a_offset[k], *row = b + b_offset[k];
+    vec<T> column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) column[v] = load(row + v * lanes<T>);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const vec<T> x = splat(from[m]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
+    }
+  }
+}
+
 // ---- packed weights ----
 
 // Element (lane, k, tap) of a weight; the sizes of what lies in the lanes and of k.
@@ -432,45 +450,57 @@ struct WeightSums {
 
   struct Memory {
     T *band, *grads;
-    int64_t *starts, *source;
+    int64_t *starts, *source, *place;
   };
   Memory lay_out(Arena* arena) const {
     return {arena->take<T>(band_size), arena->take<T>(rows_of_block * grad.w * G),
-            arena->take<int64_t>(rows_of_block), arena->take<int64_t>(rows_of_block * grad.w)};
+            arena->take<int64_t>(rows_of_block), arena->take<int64_t>(rows_of_block * grad.w),
+            arena->take<int64_t>(rows_of_block * grad.w)};
   }
 
-  // Inputs and gradients of output rows [begin, end); returns the number of pixels.
-  int64_t copy_block(int64_t begin, int64_t end, int64_t channel, int64_t channels, int64_t o,
-                     int64_t outputs, const Memory& m) const {
+  // Inputs and gradients of output rows [begin, end).
+  void copy_block(int64_t begin, int64_t end, int64_t channel, int64_t channels, int64_t o,
+                  int64_t outputs, const Memory& m) const {
     bands.copy(x, begin, end, channel, channels, m.band, m.starts);
-    int64_t i = 0;
-    for (int64_t r = 0; r < end - begin; ++r)
-      for (int64_t c = 0; c < grad.w; ++c) m.source[i++] = m.starts[r] + c * w.stride * bands.ld;
     const int64_t valid = smaller(outputs, grad.channels - o);
-    if (valid < outputs) fill(m.grads, i * G, T(0));
+    if (valid < outputs) fill(m.grads, (end - begin) * grad.w * G, T(0));
     for (int64_t r = begin; r < end; ++r)
       copy_padded(m.grads + (r - begin) * grad.w * G, G, grad, r / grad.h, o, valid,
                   {r % grad.h, 1, 0, grad.w});
+  }
+
+  // Pixels of output rows [begin, end) whose input for this tap is not padding: where input and
+  // gradient are. Returns how many.
+  int64_t find_pairs(int64_t begin, int64_t end, int64_t tap, const Memory& m) const {
+    const int64_t down = tap / w.kernel * h.dilation, right = tap % w.kernel * w.dilation;
+    const int64_t first = w.pad > right ? divide_up(w.pad - right, w.stride) : 0;
+    const int64_t left = x.w + w.pad - right;  // columns from the tap's first input on
+    const int64_t last = left > 0 ? smaller(grad.w, divide_up(left, w.stride)) : 0;
+    int64_t i = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t row = r % grad.h * h.stride + down - h.pad;
+      if (row < 0 || row >= x.h) continue;
+      const int64_t start = m.starts[r - begin] + (down * bands.cols + right) * bands.ld;
+      for (int64_t c = first; c < last; ++c) {
+        m.source[i] = start + c * w.stride * bands.ld;
+        m.place[i++] = ((r - begin) * grad.w + c) * G;
+      }
+    }
     return i;
   }
 
   // sums[channel][lane] += inputs^T grads for one tap.
   template <int V>
-  void multiply(const T* band, const T* grads, int64_t channels, int64_t count,
-                const int64_t* source, T* sums, bool first) const {
+  void multiply(int64_t pairs, int64_t channels, int64_t lane, T* sums, bool first,
+                const Memory& m) const {
     constexpr int64_t L = lanes<T>;
     const Tiling rows(channels, kRows);
     for (int64_t t = 0; t < rows.count; ++t)
       with_count<kRows>(rows.size(t), [&](auto n) {
         constexpr int M = decltype(n)::value;
-        T* to = sums + rows.begin(t) * V * L;
-        const T* a[M];
         vec<T> acc[M][V] = {};
-        for (int i = 0; i < M; ++i) a[i] = band + rows.begin(t) + i;
-        channel_tile<T, M, V>(count, a, source, grads, G, acc);
-        for (int i = 0; i < M; ++i)
-          for (int v = 0; v < V; ++v)
-            store(to + (i * V + v) * L, first ? acc[i][v] : acc[i][v] + load(to + (i * V + v) * L));
+        pixel_pairs<T, M, V>(pairs, m.band + rows.begin(t), m.source, m.grads + lane, m.place, acc);
+        add_or_store<T, M, V>(sums + rows.begin(t) * V * L, V * L, acc, first);
       });
   }
 
@@ -482,17 +512,17 @@ struct WeightSums {
     if (channel == 0) fill(bias_sum, width, T(0));
     const Tiling blocks(end - begin, rows_of_block);
     for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t count = copy_block(begin + blocks.begin(b), begin + blocks.begin(b + 1),
-                                       channel, channels, o, width, m);
-      if (bias && channel == 0) add_rows(bias_sum, m.grads, width, count);
-      for (int64_t t = 0; t < taps; ++t)
+      const int64_t from = begin + blocks.begin(b), to = begin + blocks.begin(b + 1);
+      copy_block(from, to, channel, channels, o, width, m);
+      if (bias && channel == 0) add_rows(bias_sum, m.grads, width, (to - from) * grad.w);
+      for (int64_t t = 0; t < taps; ++t) {
+        const int64_t pairs = find_pairs(from, to, t, m);
         strips.each(group, [&](int64_t lane, auto vectors) {
           constexpr int V = decltype(vectors)::value;
-          const int64_t at = t / w.kernel * h.dilation * bands.cols + t % w.kernel * w.dilation;
-          T* to = sums + lane * x.channels * taps + (t * x.channels + channel) * V * lanes<T>;
-          multiply<V>(m.band + at * bands.ld, m.grads + lane - o, channels, count, m.source, to,
-                      b == 0);
+          T* sum = sums + lane * x.channels * taps + (t * x.channels + channel) * V * lanes<T>;
+          multiply<V>(pairs, channels, lane - o, sum, b == 0, m);
         });
+      }
     }
   }
 

@@ -74,6 +74,18 @@ inline int64_t clamp(int64_t n, int64_t low, int64_t high) {
   return n < low ? low : (n < high ? n : high);
 }
 
+// A finished tile begins or continues the sums in memory.
+template <class T, int R, int V>
+GREBE_INLINE void add_or_store(T* to, int64_t ld, vec<T> (&acc)[R][V], bool first) {
+#pragma GCC unroll 6
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      T* at = to + i * ld + v * lanes<T>;
+      store(at, first ? acc[i][v] : acc[i][v] + load(at));
+    }
+}
+
 // Few blocks of pixels: threads share one, each for other groups of channels.
 inline int64_t jobs_per_block(int64_t blocks, int64_t groups) {
   constexpr int64_t kJobsPerThread = 4;

@@ -229,24 +229,6 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
 
 #define GREBE_INLINE inline __attribute__((always_inline))
 
-// acc[m][v] += a[m][a_offset[k]] * b[k * b_step + v], k in order.
-template <class T, int M, int V>
-GREBE_INLINE void channel_tile(int64_t size, const T* const* a, const int64_t* a_offset, const T* b,
-                               int64_t b_step, vec<T> (&acc)[M][V]) {
-  for (int64_t k = 0; k < size; ++k, b += b_step) {
-    vec<T> column[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) column[v] = load(b + v * lanes<T>);
-    const int64_t at = a_offset[k];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const vec<T> x = splat(a[m][at]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
-    }
-  }
-}
-
 // Calls f with a compile-time count equal to n, 1 <= n <= kMax.
 template <int N>
 struct Count {

@@ -25,6 +25,10 @@ constexpr int64_t kTiles = 48;  // of a job, where rows are no longer than that
 
 constexpr int64_t kChain = 256;  // channels between two stores of a tile
 
+// Distance of the points of one tile: not a multiple of 4096 bytes, or all of them would fall into
+// the same set of the L1 cache.
+inline int64_t apart(int64_t n) { return round_up(n, 1024) + lanes<float>; }
+
 using V32 = vec<float>;
 
 // ---- transforms of one tile ----
@@ -121,7 +125,7 @@ struct Kernels {
 // u[point][strip][k][lane]
 void transform_kernels(const Kernels& from, const Strips<float>& strips, float* u) {
   constexpr int64_t L = lanes<float>;
-  const int64_t plane = from.k_channels * strips.width();
+  const int64_t plane = apart(from.k_channels * strips.width());
   parallel_for(from.k_channels, int64_t{4}, [&](int64_t begin, int64_t end) {
     float taps[9 * L];
     for (int64_t s = 0; s < strips.strips.count; ++s) {
@@ -146,17 +150,6 @@ void transform_kernels(const Kernels& from, const Strips<float>& strips, float* 
 
 // ---- forward and input gradient ----
 
-template <int R, int V>
-GREBE_INLINE void add_or_store(float* to, int64_t ld, V32 (&acc)[R][V], bool first) {
-#pragma GCC unroll 6
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      float* at = to + i * ld + v * lanes<float>;
-      store(at, first ? acc[i][v] : acc[i][v] + load(at));
-    }
-}
-
 struct Winograd {
   Image<float> x, y;
   int64_t pad_h, pad_w;  // negative: rows and columns left out
@@ -168,10 +161,10 @@ struct Winograd {
   int64_t tile_cols() const { return (y.w + 1) / 2; }
   int64_t pixels() const { return 2 * tile_cols() + 2; }  // of a padded row
   int64_t tiles() const { return rows_of_job * tile_cols(); }
-  int64_t plane() const { return tiles() * ld; }
-  int64_t products_plane() const { return tiles() * Strips<float>::kGroup; }
+  int64_t plane() const { return apart(tiles() * ld); }
+  int64_t products_plane() const { return apart(tiles() * Strips<float>::kGroup); }
 
-  int64_t ld, rows_of_job;
+  int64_t ld, rows_of_job, kernel_plane;
   const float* u;
 
   struct Memory {
@@ -208,7 +201,7 @@ struct Winograd {
               blocks.size(b), points + rows.begin(t) * ld + blocks.begin(b), ld, int64_t{1},
               strip + blocks.begin(b) * V * L, V * L, 0, acc);
           float* to = out + rows.begin(t) * Strips<float>::kGroup;
-          add_or_store<R, V>(to, Strips<float>::kGroup, acc, b == 0);
+          add_or_store<float, R, V>(to, Strips<float>::kGroup, acc, b == 0);
         });
   }
 
@@ -216,7 +209,7 @@ struct Winograd {
     for (int p = 0; p < kPoints; ++p)
       strips.each(group, [&](int64_t channel, auto vectors) {
         multiply_strip<decltype(vectors)::value>(
-            m.points + p * plane(), u + (p * strips.width() + channel) * x.channels, count,
+            m.points + p * plane(), u + p * kernel_plane + channel * x.channels, count,
             m.products + p * products_plane() + channel - strips.begin(group));
       });
   }
@@ -263,7 +256,8 @@ struct Winograd {
     const int threads = static_cast<int>(smaller(num_threads(), blocks.count * parts));
 
     Arena measure{nullptr};
-    measure.take<float>(kPoints * x.channels * strips.width());
+    kernel_plane = apart(x.channels * strips.width());
+    measure.take<float>(kPoints * kernel_plane);
     const int64_t shared = measure.used;
     lay_out(&measure);
     const int64_t own = measure.used - shared;
@@ -300,8 +294,8 @@ struct WinogradWeight {
   int64_t tile_cols() const { return (grad.w + 1) / 2; }
   int64_t pixels() const { return 2 * tile_cols() + 2; }
   int64_t tiles() const { return rows_of_block * tile_cols(); }
-  int64_t plane() const { return tiles() * ld; }
-  int64_t grad_plane() const { return tiles() * Strips<float>::kGroup; }
+  int64_t plane() const { return apart(tiles() * ld); }
+  int64_t grad_plane() const { return apart(tiles() * Strips<float>::kGroup); }
 
   int64_t ld, rows_of_block;
 
@@ -343,7 +337,7 @@ struct WinogradWeight {
         V32 acc[R][V] = {};
         multiply_add<float, R, V, false>(count, points + rows.begin(t), int64_t{1}, ld, grads,
                                          Strips<float>::kGroup, 0, acc);
-        add_or_store<R, V>(to, V * L, acc, first);
+        add_or_store<float, R, V>(to, V * L, acc, first);
       });
   }
 
@@ -359,7 +353,7 @@ struct WinogradWeight {
 
   void finish(const Strips<float>& strips, const float* sums, int64_t chunks, int64_t size) const {
     constexpr int64_t L = lanes<float>;
-    const int64_t point = x.channels * strips.width();
+    const int64_t point = apart(x.channels * strips.width());
     parallel_for(x.channels, int64_t{4}, [&](int64_t begin, int64_t end) {
       float taps[9 * L];
       for (int64_t s = 0; s < strips.strips.count; ++s) {
@@ -386,7 +380,7 @@ struct WinogradWeight {
   void job(const Strips<float>& strips, int64_t group, int64_t c, int64_t channels, int64_t begin,
            int64_t end, float* sums, const Memory& m) const {
     const int64_t o = strips.begin(group), width = strips.size(group);
-    float* bias = sums + kPoints * x.channels * strips.width() + o;
+    float* bias = sums + kPoints * apart(x.channels * strips.width()) + o;
     if (c == 0) fill(bias, width, 0.0f);
     const Tiling blocks(end - begin, rows_of_block);
     for (int64_t b = 0; b < blocks.count; ++b) {
@@ -396,7 +390,8 @@ struct WinogradWeight {
       for (int p = 0; p < kPoints; ++p)
         strips.each(group, [&](int64_t channel, auto vectors) {
           constexpr int V = decltype(vectors)::value;
-          float* to = sums + (p * strips.width() + channel) * x.channels + c * V * lanes<float>;
+          float* to = sums + p * apart(x.channels * strips.width()) + channel * x.channels +
+                      c * V * lanes<float>;
           multiply_strip<V>(m.points + p * plane(), m.grads + p * grad_plane() + channel - o,
                             channels, count, to, b == 0);
         });
@@ -410,7 +405,7 @@ struct WinogradWeight {
     ld = padded_channels<float>(divide_up(x.channels, inputs.count));
     rows_of_block = clamp(kGradTiles / tile_cols(), 1, all);
     const Tiling chunks = grad_chunks(all, tasks);
-    const int64_t size = kPoints * x.channels * strips.width() + strips.width();
+    const int64_t size = kPoints * apart(x.channels * strips.width()) + strips.width();
     const int threads = static_cast<int>(smaller(num_threads(), chunks.count * tasks));
 
     Arena measure{nullptr};
@@ -429,8 +424,8 @@ struct WinogradWeight {
     });
     finish(strips, sums, chunks.count, size);
     if (gb)
-      add_chunks(gb, sums + kPoints * x.channels * strips.width(), grad.channels, chunks.count,
-                 size);
+      add_chunks(gb, sums + kPoints * apart(x.channels * strips.width()), grad.channels,
+                 chunks.count, size);
     return true;
   }
 };
