@@ -1,4 +1,4 @@
-"""The command line: `python -m grebe train ...` and `python -m grebe info`."""
+"""The command line: `python -m grebe train ...`, `... generate ...` and `... info`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ MODELS = (
     "softmax-regression", "mlp", "lenet", "alexnet", "vgg11", "nin", "googlenet", "resnet18",
     "resnet34", "resnet50", "resnext50", "densenet",
 )  # fmt: skip
+TEXT_MODELS = ("char-lm", "seq2seq")
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad")
 
 
@@ -55,44 +56,69 @@ def _path(text: str) -> str:
     return text
 
 
+def _from_zero(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0.0") else _positive(text)
+
+
+def _share(text: str) -> float:
+    value = _from_zero(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """The parser of the whole command line.
+
+    An option that is not given has no value: what it is then, and which model takes it, is the
+    models' business.
+    """
     top = Parser(prog="grebe", description="Deep learning on kernels that can be read.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
     train = commands.add_parser(
         "train",
-        help="train an image classifier and report its accuracy and speed",
-        description="Train an image classifier; report loss, accuracy and samples per second.",
+        help="train an image classifier, a language model or a translator",
+        description="Train an image classifier, a language model of characters (char-lm) or a "
+        "translator (seq2seq); report loss, accuracy, perplexity or BLEU, and speed.",
         epilog="DIR gets model.safetensors, result.json and, with matplotlib, curve.png. Ctrl-C "
-        "keeps the last complete epoch.",
+        "keeps the last complete epoch. An option of another kind of model is an error.",
+        argument_default=argparse.SUPPRESS,
     )
-    train.add_argument("model", metavar="MODEL", choices=MODELS, help=", ".join(MODELS))
+    train.add_argument("model", metavar="MODEL", choices=MODELS + TEXT_MODELS,
+                       help=", ".join(MODELS + TEXT_MODELS))  # fmt: skip
+    _add_common(train)
+    _add_images(train.add_argument_group("images"))
+    _add_texts(train.add_argument_group("texts"))
+    generate = commands.add_parser(
+        "generate",
+        help="continue or translate a text",
+        description="Continue a text by what `train char-lm` left in DIR, or translate a sentence "
+        "by what `train seq2seq` left there.",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_generate(generate)
+    commands.add_parser(
+        "info",
+        help="tell version, instruction set, threads, CUDA and memory",
+        description="Tell what this installation of grebe is and what it runs on.",
+    )
+    return top
+
+
+def _add_common(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--data",
         metavar="NAME",
         type=_path,
-        help="digits, mnist, fashion-mnist, or a folder with IDX files named as MNIST's (default: "
-        "fashion-mnist if its files are found, else digits)",
+        help="images: digits, mnist, fashion-mnist, or a folder with IDX files named as MNIST's "
+        "(default: fashion-mnist if its files are found, else digits); char-lm: prose, which is in "
+        "every Python, or a text file (default: prose); seq2seq: a file with a sentence, a tab and "
+        "its translation on each line",
     )
-    train.add_argument(
-        "--root",
-        metavar="DIR",
-        type=_path,
-        default="data",
-        help="where the files of mnist and fashion-mnist are (default: %(default)s; for "
-        "fashion-mnist then also /usr/share/datasets/fashion-mnist)",
-    )
-    train.add_argument(
-        "--download", action="store_true", help="fetch the files of mnist or fashion-mnist to DIR"
-    )
-    train.add_argument("--resize", metavar="N", type=_integer(1, 4096), help="resize images to NxN "
-                       "pixels (default: 224 for alexnet, vgg11 and nin, 96 for googlenet, resnets "
-                       "and densenet, as in the book; others take them as they are)")  # fmt: skip
-    train.add_argument("--epochs", metavar="N", type=_integer(1, 10**6), help="default: 10, or 30 "
-                       "with less than 10,000 images")  # fmt: skip
+    train.add_argument("--epochs", metavar="N", type=_integer(1, 10**6), help="default: 10; with "
+                       "less than 10,000 images 30; seq2seq 20")  # fmt: skip
     train.add_argument("--batch-size", metavar="N", type=_integer(1, 10**6), help="default: 256, "
-                       "or 32 with less than 10,000 images")  # fmt: skip
+                       "or 32 with less than 10,000 images; char-lm 32, seq2seq 64")  # fmt: skip
     train.add_argument("--lr", metavar="X", type=_positive, help="learning rate (default: the "
                        "model's and optimizer's)")  # fmt: skip
     train.add_argument(
@@ -102,30 +128,99 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(OPTIMIZERS)} (default: the model's)",
     )
     train.add_argument("--threads", metavar="N", type=_integer(1, 1024), help="default: all cores")
-    train.add_argument("--seed", metavar="N", type=_integer(0, 2**63 - 1), default=0,
-                       help="of initial weights and order (default: %(default)s)")  # fmt: skip
+    train.add_argument("--seed", metavar="N", type=_integer(0, 2**63 - 1),
+                       help="of initial weights and order (default: 0)")  # fmt: skip
     train.add_argument(
         "--out", metavar="DIR", type=_path, help="for the results (default: runs/MODEL-DATA)"
     )
 
-    commands.add_parser(
-        "info",
-        help="tell version, instruction set, threads, CUDA and memory",
-        description="Tell what this installation of grebe is and what it runs on.",
+
+def _add_images(group: Any) -> None:
+    group.add_argument(
+        "--root",
+        metavar="DIR",
+        type=_path,
+        help="where the files of mnist and fashion-mnist are (default: data; for "
+        "fashion-mnist then also /usr/share/datasets/fashion-mnist)",
     )
-    return top
+    group.add_argument(
+        "--download", action="store_true", help="fetch the files of mnist or fashion-mnist to DIR"
+    )
+    group.add_argument("--resize", metavar="N", type=_integer(1, 4096), help="resize images to NxN "
+                       "pixels (default: 224 for alexnet, vgg11 and nin, 96 for googlenet, resnets "
+                       "and densenet, as in the book; others take them as they are)")  # fmt: skip
 
 
-def _train(options: argparse.Namespace) -> int:
-    from . import train
+def _add_texts(group: Any) -> None:
+    size, steps = _integer(1, 2**16), _integer(1, 10**6)
+    group.add_argument("--hidden", metavar="N", type=size, help="units per layer (default: 256)")
+    group.add_argument("--layers", metavar="N", type=_integer(1, 100), help="recurrent layers "
+                       "(default: 1; seq2seq 2)")  # fmt: skip
+    group.add_argument("--dropout", metavar="P", type=_share, help="between layers, and on "
+                       "attention weights (default: 0; seq2seq 0.2)")  # fmt: skip
+    group.add_argument("--num-steps", metavar="N", type=steps, help="tokens per window (default: "
+                       "35), or per sentence, the rest being cut off (default: 12)")  # fmt: skip
+    group.add_argument("--clip", metavar="X", type=_positive, help="largest norm of the gradient "
+                       "(default: 1)")  # fmt: skip
+    group.add_argument("--cell", metavar="NAME", choices=("rnn", "gru", "lstm"), help="char-lm: "
+                       "rnn, gru or lstm (default: gru)")  # fmt: skip
+    group.add_argument("--raw", action="store_true", help="char-lm: keep upper case, digits and "
+                       "punctuation (default: only letters, in lower case)")  # fmt: skip
+    group.add_argument("--attention", action="store_true", help="seq2seq: additive attention")
+    group.add_argument("--bidirectional", action="store_true", help="seq2seq: the encoder reads "
+                       "both ways")  # fmt: skip
+    group.add_argument("--embed", metavar="N", type=size, help="seq2seq: features of a word "
+                       "(default: 256)")  # fmt: skip
+    group.add_argument("--min-freq", metavar="N", type=_integer(0, 10**6), help="seq2seq: rarer "
+                       "words become <unk> (default: 2)")  # fmt: skip
+    group.add_argument("--max-pairs", metavar="N", type=steps, help="seq2seq: read no more pairs "
+                       "(default: all)")  # fmt: skip
 
-    fields = {key: value for key, value in vars(options).items() if key != "command"}
+
+def _add_generate(generate: argparse.ArgumentParser) -> None:
+    generate.add_argument("folder", metavar="DIR", type=_path, help="as given to train --out")
+    generate.add_argument("--prompt", metavar="TEXT", required=True, help="the text to continue, "
+                          "or the sentence to translate")  # fmt: skip
+    generate.add_argument("--length", metavar="N", type=_integer(1, 10**6), help="char-lm: "
+                          "characters to add (default: 200)")  # fmt: skip
+    generate.add_argument("--temperature", metavar="X", type=_from_zero, help="char-lm: 0 takes "
+                          "the likeliest character, 1 draws by the model's own probabilities "
+                          "(default: 0.8)")  # fmt: skip
+    generate.add_argument("--seed", metavar="N", type=_integer(0, 2**63 - 1), help="char-lm: of "
+                          "the draws (default: another each time)")  # fmt: skip
+    generate.add_argument("--beam", metavar="N", type=_integer(1, 1000), help="seq2seq: sentences "
+                          "kept under way; 1 is greedy search (default: 4)")  # fmt: skip
+
+
+def _train(given: dict[str, Any]) -> int:
+    from .runner import BaseRun, UsageError
+
     try:
-        run = train.Run(train.Config(**fields))
-    except train.UsageError as error:
+        run: BaseRun
+        if given["model"] in TEXT_MODELS:
+            from . import train_text
+
+            run = train_text.make_run(given)
+        else:
+            from . import train
+
+            run = train.make_run(given)
+    except UsageError as error:
         print(f"grebe train: error: {error}", file=sys.stderr)
         return 2
     return run()
+
+
+def _generate(given: dict[str, Any]) -> int:
+    from .generate import generate
+    from .runner import UsageError
+
+    try:
+        print(generate(**given))
+    except UsageError as error:
+        print(f"grebe generate: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _info() -> int:
@@ -180,8 +275,11 @@ def _machine_memory() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: this process's); returns the exit code."""
     try:
-        options = parser().parse_args(arguments)
-        return _info() if options.command == "info" else _train(options)
+        given = vars(parser().parse_args(arguments))
+        command = given.pop("command")
+        if command == "info":
+            return _info()
+        return _train(given) if command == "train" else _generate(given)
     except KeyboardInterrupt:
         print("grebe: interrupted", file=sys.stderr)
         return 130
