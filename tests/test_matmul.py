@@ -94,6 +94,10 @@ def test_kernel_sizes(layout: str, dtype: Any) -> None:
         (1000, 1, 1100),
         (200, 10, 300),  # fewer columns than lanes
         (97, 3, 70),
+        (150, 33, 9000),  # k in blocks: few columns, b larger than L2
+        (141, 64, 3000),
+        (20, 17, 20000),
+        (1, 60, 20000),
     ],
 )
 def test_kernel_large(size: tuple[int, int, int], layout: str, dtype: Any) -> None:
@@ -108,7 +112,8 @@ def test_kernel_large(size: tuple[int, int, int], layout: str, dtype: Any) -> No
 @DTYPES
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN"])
 @pytest.mark.parametrize(
-    "size", [(1, 1, 1), (1, 40, 9), (40, 1, 90), (1, 600, 70), (7, 5, 300), (70, 70, 900)]
+    "size",
+    [(1, 1, 1), (1, 40, 9), (40, 1, 90), (1, 600, 70), (7, 5, 300), (70, 70, 900), (13, 33, 10000)],
 )
 def test_kernel_epilogue(size: tuple[int, int, int], layout: str, dtype: Any) -> None:
     m, n, k = size

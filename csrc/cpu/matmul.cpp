@@ -5,9 +5,11 @@
 // c's rows are dense. Batch dimensions over which b does not move are folded into M where memory
 // allows.
 //
-// Five ways, chosen by shape and strides alone, so that a result never depends on threads:
+// Six ways, chosen by shape and strides alone, so that a result never depends on threads:
 //   direct      small or skinny, b's rows dense: a is broadcast from where it is, b loaded from
 //               where it is, masked at the right edge; tiles of up to 12 x 1 ... 6 x 4 vectors.
+//   deep        few columns, k so long that b is larger than L2 (the gradient of a weight): as direct,
+//               but in blocks of k, every thread its rows of c.
 //   transposed  b's columns dense: b is transposed once into scratch, then as above.
 //   dots        few rows, both operands dense along k: tiles of 6 x 4 dot products along k.
 //   axpy        one row, b's rows dense: c += 8 rows of b at a time.
@@ -72,6 +74,7 @@ struct Problem {
   int64_t c_row;
   T beta;
   BiasActivation<T> epilogue;
+  bool last = true;  // of the blocks of k: the epilogue is due
 };
 
 // n items of `work` multiply-adds each, on as many threads as that is worth.
@@ -110,7 +113,7 @@ template <class T, int R, int V>
     multiply_add<T, R, V, kMaskedLoads>(p.k, a, p.a_row, p.a_k, b, p.b_k, tail, acc);
   else
     multiply_add<T, R, V, true>(p.k, a, p.a_row, p.a_k, b, p.b_k, tail, acc);
-  finish_tile(acc, p.c + row * p.c_row + col, p.c_row, n, Stage<T>{p.beta, true}, row, col,
+  finish_tile(acc, p.c + row * p.c_row + col, p.c_row, n, Stage<T>{p.beta, p.last}, row, col,
               p.epilogue);
 }
 
@@ -178,6 +181,37 @@ void direct(const Problem<T>& p) {
                      }
                    }
                  });
+}
+
+// ---- deep ----
+
+template <class T, int V>
+void deep_panel(const Problem<T>& p) {
+  const int64_t groups = divide_up(p.m, kDirectRows<V>), blocks = divide_up(p.k, kDepth<T>);
+  parallel_tasks(groups, p.k * kDirectRows<V> * p.n, [&](int64_t begin, int64_t end) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Range k = even_part(p.k, blocks, block);
+      Problem<T> q = p;
+      q.k = k.size;
+      q.a += k.begin * p.a_k;
+      q.b += k.begin * p.b_k;
+      if (block > 0) q.beta = T(1);
+      q.last = block + 1 == blocks;
+      for (int64_t g = begin; g < end; ++g)
+        direct_rows<T, V>(q, even_part(p.m, groups, g), 0, p.n);
+    }
+  });
+}
+
+template <class T>
+void deep(const Problem<T>& p) {
+  const int64_t vectors = divide_up(p.n, lanes<T>);
+  if (vectors == 1) deep_panel<T, 1>(p);
+  if (vectors == 2) deep_panel<T, 2>(p);
+  if constexpr (kVectors > 2) {
+    if (vectors == 3) deep_panel<T, 3>(p);
+    if (vectors == 4) deep_panel<T, 4>(p);
+  }
 }
 
 // ---- transposed ----
@@ -322,7 +356,7 @@ void axpy(const Problem<T>& p) {
 
 // ---- choice ----
 
-enum class Way { kDirect, kDots, kAxpy, kPacked, kTransposed };
+enum class Way { kDirect, kDeep, kDots, kAxpy, kPacked, kTransposed };
 
 // The limits are measured, see docs/kernels/matmul.md.
 template <class T>
@@ -341,6 +375,7 @@ Way choose(const Problem<T>& p) {
   const bool fits =
       b_bytes <= (p.m <= 128 ? 1280 << 10 : 640 << 10) && (p.a_k == 1 || p.m <= 128 || p.k <= 384);
   if (dense_rows && fits && (kMaskedLoads || p.n % L == 0)) return Way::kDirect;
+  if (dense_rows && p.n <= kCols<T> && kMaskedLoads) return Way::kDeep;
   if (dense_columns && fits && kMaskedLoads) return Way::kTransposed;
   return Way::kPacked;
 }
@@ -349,6 +384,7 @@ template <class T>
 void run(Way way, const Problem<T>& p, void* workspace) {
   switch (way) {
     case Way::kDirect: return direct(p);
+    case Way::kDeep: return deep(p);
     case Way::kDots: return dots(p);
     case Way::kAxpy: return axpy(p);
     case Way::kTransposed: return transposed(p, workspace);
