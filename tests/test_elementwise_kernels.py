@@ -64,7 +64,6 @@ BINARY: dict[str, tuple[F, tuple[float, ...]]] = {
     "div": (np.divide, ()),
     "maximum": (np.maximum, ()),
     "minimum": (np.minimum, ()),
-    "add_scaled": (lambda a, b, p: a + p * b, (-1.5,)),
     "tanh_backward": (lambda g, y: g * (1 - y * y), ()),
     "sigmoid_backward": (lambda g, y: g * y * (1 - y), ()),
     "relu_backward": (lambda g, y: np.where(y > 0, g, 0), ()),

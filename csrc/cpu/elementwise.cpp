@@ -211,7 +211,6 @@ GREBE_BINARY(mul, a, b, a * b)
 GREBE_BINARY(div, a, b, a / b)
 GREBE_BINARY(maximum, a, b, max_nan(a, b))
 GREBE_BINARY(minimum, a, b, min_nan(a, b))
-GREBE_BINARY(add_scaled, a, b, fma(p, b, a))
 
 // Gradients: g is the gradient of the result, y the result, x the input.
 GREBE_BINARY(tanh_backward, g, y, g * fnma(y, y, splat(scalar<V>(1))))

@@ -25,7 +25,7 @@ from .creation import diag_embed, tril, triu
 from .elementwise import abs, add, div, eq, mul, neg, pow, sqrt, sub, unbroadcast, where
 from .indexing import index_select
 from .matmul import matmul
-from .reduce import amax, amin, sum
+from .reduce import amax, amin, reduced_float, sum
 from .shape import (
     cat,
     diagonal,
@@ -747,8 +747,7 @@ class EuclideanNorm(Node):
 
 def _euclidean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The 2-norm over `dims`, which are kept with size 1."""
-    squares = sum(mul(x.detach(), x.detach()), dims, True) if dims else mul(x.detach(), x.detach())
-    y = sqrt(squares).array
+    y = sqrt(wrap(reduced_float("reduce_sum_squares", x.array, dims, 1.0))).array
     return record(EuclideanNorm, y, (x,), (x, y))
 
 

@@ -54,7 +54,7 @@ def _dropped(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(s for d, s in enumerate(shape) if d not in axes)
 
 
-def _reduced_float(name: str, x: Array, axes: tuple[int, ...], *params: float) -> Array:
+def reduced_float(name: str, x: Array, axes: tuple[int, ...], *params: float) -> Array:
     """Runs a kernel (In x, Out y, *params) into an array with x's dimensions; 16 bit in float32."""
     work = x if x.dtype in (_F32, _F64) else x.astype(np.float32)
     work = readable(work)
@@ -88,7 +88,7 @@ def _scaled_sum(name: str, input: Tensor, dim: Any, keepdim: bool, mean: bool) -
     if mean:
         count = math.prod(x.shape[d] for d in axes)
         scale = 1.0 / count if count else math.nan
-    y = _reduced_float("reduce_sum", x, axes, scale)
+    y = reduced_float("reduce_sum", x, axes, scale)
     if not keepdim:
         y = y.reshape(_dropped(x.shape, axes))
     return record(Sum, y, (input,), (x.shape, kept, scale))
@@ -278,7 +278,7 @@ def _shared(name: str, input: Tensor, dim: Any, keepdim: bool, largest: bool) ->
     axes = _axes(name, dim, x.ndim)
     _check_not_empty(name, x, axes)
     if is_floating(x.dtype):
-        y = _reduced_float("reduce_max" if largest else "reduce_min", x, axes)
+        y = reduced_float("reduce_max" if largest else "reduce_min", x, axes)
     else:
         y = np.asarray((np.max if largest else np.min)(x, axis=axes, keepdims=True))
     extreme = wrap(y)
