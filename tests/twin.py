@@ -20,7 +20,7 @@ def models_of(lib: ModuleType) -> Any:
         return sys.modules[f"{name}.models"]
     parent = ModuleType(name)
     parent.__path__ = []
-    for imported in ("nn", "Tensor", "cat", "autograd"):
+    for imported in ("nn", "Tensor", "arange", "autograd", "cat", "from_numpy", "stack"):
         setattr(parent, imported, getattr(lib, imported))
     sys.modules[f"{name}.autograd"] = lib.autograd
     folder = Path(grebe.models.__file__).parent

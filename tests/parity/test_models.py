@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,11 @@ def test_loss_and_gradients(name: str) -> None:
     models_of(torch).apply_init(theirs, torch.from_numpy(x))
     ours = getattr(models_of(grebe), name)().double()
     models_of(grebe).apply_init(ours, grebe.from_numpy(x))
+    _same_loss_and_gradients(ours, theirs, [x], y)
+
+
+def _same_loss_and_gradients(ours: Any, theirs: Any, inputs: list[Any], y: Any) -> None:
+    """With the weights of `theirs` in both; the networks' first result is the logits."""
     state = theirs.state_dict()
     assert {n: tuple(v.shape) for n, v in ours.state_dict().items()} == {
         n: tuple(v.shape) for n, v in state.items()
@@ -44,11 +51,14 @@ def test_loss_and_gradients(name: str) -> None:
     for layer in (*ours.modules(), *theirs.modules()):
         if isinstance(layer, (nn.Dropout, torch.nn.Dropout)):
             layer.p = 0.0
-    loss = nn.functional.cross_entropy(ours(grebe.from_numpy(x)), grebe.from_numpy(y))
-    expected = torch.nn.functional.cross_entropy(theirs(torch.from_numpy(x)), torch.from_numpy(y))
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    loss.backward()
-    expected.backward()
+    losses = []
+    for lib, net in ((grebe, ours), (torch, theirs)):
+        result = net(*map(lib.from_numpy, inputs))
+        logits = result[0] if isinstance(result, tuple) else result
+        labels = lib.from_numpy(y).flatten()
+        losses.append(lib.nn.functional.cross_entropy(logits.flatten(0, -2), labels))
+        losses[-1].backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     named = dict(theirs.named_parameters())
     for parameter, tensor in ours.named_parameters():
         reference = named[parameter].grad.numpy()
@@ -56,6 +66,33 @@ def test_loss_and_gradients(name: str) -> None:
         np.testing.assert_allclose(
             tensor.grad.numpy() / scale, reference / scale, atol=1e-4, err_msg=parameter
         )
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_language_model(kind: str) -> None:
+    tokens = np.random.default_rng(0).integers(0, 11, (3, 9))
+    ours, theirs = (models_of(lib).RNNLM(11, 12, kind, 2).double() for lib in (grebe, torch))
+    _same_loss_and_gradients(ours, theirs, [tokens[:, :-1].copy()], tokens[:, 1:].copy())
+    prefix = [3, 1, 4]
+    assert ours.generate(prefix, 20) == theirs.generate(prefix, 20)
+    assert ours.generate(prefix, 20, 0.9, 5) == theirs.generate(prefix, 20, 0.9, 5)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("attention", [False, True])
+def test_seq2seq(attention: bool, bidirectional: bool) -> None:
+    rng = np.random.default_rng(0)
+    sizes = (9, 8, 6, 10, 2, 0.0, attention, bidirectional)
+    ours, theirs = (models_of(lib).Seq2Seq(*sizes).double() for lib in (grebe, torch))
+    source, lengths = rng.integers(0, 9, (4, 5)), np.array([3, 5, 1, 4])
+    target = rng.integers(0, 8, (4, 7))
+    inputs = [source, lengths, target[:, :-1].copy()]
+    _same_loss_and_gradients(ours, theirs, inputs, target[:, 1:].copy())
+    found = []
+    for lib, net in ((grebe, ours), (torch, theirs)):
+        x, n = lib.from_numpy(source), lib.from_numpy(lengths)
+        found.append((net.greedy(x, n, 1, 2, 9), net.beam_search(x[:1], n[:1], 1, 2, 9, 3)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("sizes", [(28, 224), (28, 13), (8, 96), (5, 5)])
