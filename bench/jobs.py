@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from cases import BENCH, Case
+from cases import BENCH, Case, Inputs, normal, with_labels
 from reference import REFERENCES
+from twin import models_of
 
 Call = Callable[[], Any]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+mode = ""  # of PyTorch in this process, set by run.py: "", "channels-last" or "compile"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Job:
     bytes: float = 0.0
     samples: int = 0
     case: Case | None = None
+    images: bool = False  # 4-D tensors: worth trying channels-last
+
+    def runs_in(self, mode: str) -> bool:
+        """Whether the job tells more in this mode of PyTorch than without."""
+        return not mode or (self.images if mode == "channels-last" else self.section == "training")
 
 
 JOBS: list[Job] = []
@@ -51,8 +59,19 @@ def job(section: str, name: str, mode: str = "forward", **work: Any) -> Callable
 
 def leaves(lib: ModuleType, case: Case, grad: bool) -> list[Any]:
     """The inputs of `case` as tensors of `lib`."""
-    tensors = [lib.from_numpy(a) for a in case.draw(np.float32)]
+    return tensors_of(lib, case.draw(np.float32), grad)
+
+
+def tensors_of(lib: ModuleType, arrays: list[Any], grad: bool = False) -> list[Any]:
+    """`arrays` as tensors of `lib`, in the memory format of the mode."""
+    tensors = [placed(lib, lib.from_numpy(a)) for a in arrays]
     return [t.requires_grad_() if grad and t.is_floating_point() else t for t in tensors]
+
+
+def placed(lib: ModuleType, tensor: Any) -> Any:
+    if mode == "channels-last" and tensor.ndim == 4:
+        return tensor.contiguous(memory_format=lib.channels_last)
+    return tensor
 
 
 def forward(lib: ModuleType, call: Callable[..., Any], tensors: list[Any]) -> Call:
@@ -82,7 +101,9 @@ def add_case(section: str, case: Case) -> None:
     """Two jobs: the forward pass, and forward plus backward."""
     reference = REFERENCES[case.op]
 
-    @job(section, str(case), flops=case.flops, bytes=case.bytes, case=case)
+    with_images = "pool" in case.op or case.op in ("batch_norm", "group_norm")
+
+    @job(section, str(case), flops=case.flops, bytes=case.bytes, case=case, images=with_images)
     def prepare(lib: ModuleType) -> Call | None:
         if lib is np:
             inputs = case.draw(np.float32)
@@ -91,13 +112,149 @@ def add_case(section: str, case: Case) -> None:
 
     if reference.backward:
 
-        @job(section, str(case), "forward+backward")
+        @job(section, str(case), "forward+backward", images=with_images)
         def prepare_both(lib: ModuleType) -> Call | None:
             return None if lib is np else both(lib, case.run, leaves(lib, case, grad=True))
 
 
 for timed_case in BENCH:
     add_case("matmul" if timed_case.op == "matmul" else "ops", timed_case)
+
+# ---- layers: calls that need no reference here, because they are tested elsewhere ----
+
+
+def add_layer(
+    section: str, name: str, inputs: Inputs, call: Callable[..., Any], **work: Any
+) -> None:
+    """Two jobs: the forward pass, and forward plus backward."""
+    case = Case(section, call, inputs)
+
+    @job(section, name, **work)
+    def prepare(lib: ModuleType) -> Call | None:
+        return None if lib is np else forward(lib, call, leaves(lib, case, grad=False))
+
+    @job(section, name, "forward+backward", images=work.get("images", False))
+    def prepare_both(lib: ModuleType) -> Call | None:
+        return None if lib is np else both(lib, call, leaves(lib, case, grad=True))
+
+
+CONVS = [  # batch, channels, size; filters, kernel, stride, groups
+    (256, 1, 28, 6, 5, 1, 1),
+    (256, 6, 14, 16, 5, 1, 1),
+    (32, 1, 96, 64, 7, 2, 1),
+    (32, 64, 56, 64, 3, 1, 1),
+    (32, 128, 28, 128, 3, 1, 1),
+    (32, 256, 14, 256, 3, 1, 1),
+    (32, 512, 7, 512, 3, 1, 1),
+    (32, 64, 56, 128, 3, 2, 1),
+    (32, 64, 56, 256, 1, 1, 1),
+    (32, 128, 28, 128, 3, 1, 32),
+    (32, 128, 28, 128, 3, 1, 128),
+]
+for n, c, size, o, k, stride, groups in CONVS:
+    out = (size - 1) // stride + 1
+    add_layer(
+        "conv",
+        f"conv2d {n}x{c}x{size}x{size}, {o} of {k}x{k}, stride {stride}, {groups} groups",
+        normal((n, c, size, size), (o, c // groups, k, k), (o,)),
+        lambda lib, x, w, b, k=k, s=stride, g=groups: lib.nn.functional.conv2d(
+            x, w, b, s, k // 2, 1, g
+        ),
+        flops=2.0 * n * o * out * out * c // groups * k * k,
+        images=True,
+    )
+
+for rows, classes in ((256, 10), (4096, 1000), (1024, 50257)):
+    add_layer(
+        "loss",
+        f"cross_entropy {rows}x{classes}",
+        with_labels((rows, classes), classes, (rows,)),
+        lambda lib, x, y: lib.nn.functional.cross_entropy(x, y),
+        bytes=4.0 * rows * classes,
+    )
+add_layer(
+    "loss",
+    "cross_entropy 4096x1000, smoothing 0.1",
+    with_labels((4096, 1000), 1000, (4096,)),
+    lambda lib, x, y: lib.nn.functional.cross_entropy(x, y, label_smoothing=0.1),
+    bytes=4.0 * 4096 * 1000,
+)
+add_layer(
+    "loss",
+    "binary_cross_entropy_with_logits 1M",
+    normal((1_000_000,), (1_000_000,)),
+    lambda lib, x, y: lib.nn.functional.binary_cross_entropy_with_logits(x, y.detach().sigmoid()),
+)
+for n in (1_000_000, 10_000_000):
+    add_layer(
+        "dropout",
+        f"dropout {n // 1_000_000}M",
+        normal((n,)),
+        lambda lib, x: lib.nn.functional.dropout(x, 0.5),
+        bytes=8.0 * n,
+    )
+
+# ---- optimizers: one step over ResNet-18's parameters, and over many small tensors ----
+
+PARAMETERS = {
+    "11M": [(64, 1, 7, 7), (10, 512)]
+    + [(c, c, 3, 3) for c in (64, 128, 256, 512) for _ in range(4)]
+    + [(c,) for c in (64, 128, 256, 512) for _ in range(12)],
+    "100 of 1000": [(1000,)] * 100,
+}
+RULES: dict[str, tuple[float, dict[str, float]]] = {  # arrays read or written, options
+    "SGD": (3, {}),
+    "SGD, momentum": (5, {"momentum": 0.9}),
+    "Adagrad": (5, {}),
+    "RMSprop": (5, {}),
+    "Adadelta": (7, {}),
+    "Adam": (7, {}),
+    "AdamW": (7, {}),
+}
+FUSED = ("SGD", "Adagrad", "Adam", "AdamW")  # the rules of PyTorch that have fused=True on CPUs
+
+
+def parameters(lib: ModuleType, size: str) -> list[Any]:
+    """Parameters with small gradients."""
+    result = tensors_of(lib, noise(tuple(PARAMETERS[size])), grad=True)
+    for parameter in result:
+        parameter.grad = parameter.detach() * 1e-3
+    return result
+
+
+def add_optimizer(rule: str, size: str, fused: bool) -> None:
+    arrays, options = RULES[rule]
+    work = 4.0 * arrays * sum(float(np.prod(s)) for s in PARAMETERS[size])
+    kind = rule.split(",")[0]
+    against = ", PyTorch fused" if fused else ""
+
+    @job("optim", f"{rule}, {size}{against}", "step", bytes=work)
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        more = {"fused": True} if fused else {}
+        make = getattr(lib.optim, kind)
+        step: Call = make(parameters(lib, size), lr=1e-4, **options, **more).step
+        return step
+
+
+def add_clipping(size: str) -> None:
+    work = 4.0 * sum(float(np.prod(s)) for s in PARAMETERS[size])
+
+    @job("optim", f"clip_grad_norm_, {size}", "step", bytes=work)
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        given = parameters(lib, size)
+        return lambda: lib.nn.utils.clip_grad_norm_(given, 1e9)
+
+
+for parameter_size in PARAMETERS:
+    for rule_name in RULES:
+        add_optimizer(rule_name, parameter_size, False)
+        if rule_name.split(",")[0] in FUSED:
+            add_optimizer(rule_name, parameter_size, True)
+    add_clipping(parameter_size)
 
 # ---- the cost of a call ----
 
@@ -109,15 +266,15 @@ SMALL: dict[str, tuple[tuple[tuple[int, ...], ...], Callable[..., Any]]] = {
 }
 
 
-def tensors_of(lib: ModuleType, shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
+def noise(shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
     rng = np.random.default_rng(0)
-    return [lib.from_numpy(rng.standard_normal(s).astype(np.float32) / 3) for s in shapes]
+    return [rng.standard_normal(s).astype(np.float32) / 3 for s in shapes]
 
 
 def add_small(name: str, shapes: tuple[tuple[int, ...], ...], call: Callable[..., Any]) -> None:
     @job("small", f"{name}, 10 elements")
     def prepare(lib: ModuleType) -> Call | None:
-        return None if lib is np else forward(lib, call, tensors_of(lib, shapes))
+        return None if lib is np else forward(lib, call, tensors_of(lib, noise(shapes)))
 
     if name == "sum":
         return
@@ -131,7 +288,7 @@ def add_small(name: str, shapes: tuple[tuple[int, ...], ...], call: Callable[...
     def prepare_chain(lib: ModuleType) -> Call | None:
         if lib is np:
             return None
-        return both(lib, chain, [t.requires_grad_() for t in tensors_of(lib, shapes)])
+        return both(lib, chain, tensors_of(lib, noise(shapes), grad=True))
 
 
 for small_name, (small_shapes, small_call) in SMALL.items():
@@ -143,7 +300,7 @@ def prepare_linear(lib: ModuleType) -> Call | None:
     if lib is np:
         return None
     layer = lib.nn.Linear(10, 10)
-    (x,) = tensors_of(lib, ((1, 10),))
+    (x,) = tensors_of(lib, noise(((1, 10),)))
     return lambda: layer(x)
 
 
@@ -163,75 +320,86 @@ def add_large(name: str, inputs: int, call: Callable[..., Any]) -> None:
     def prepare(lib: ModuleType) -> Call | None:
         if lib is np:
             return None
-        return both(lib, call, [t.requires_grad_() for t in tensors_of(lib, ((LARGE,),) * inputs)])
+        return both(lib, call, tensors_of(lib, noise(((LARGE,),) * inputs), grad=True))
 
 
 for large_name, (large_inputs, large_call) in LARGE_CALLS.items():
     add_large(large_name, large_inputs, large_call)
 
-# ---- training: LeNet, batch 256 ----
+# ---- training: whole steps of the networks of grebe.models ----
 
-BATCH = 256
-
-
-def lenet(lib: ModuleType) -> Any:
-    """LeNet as in Dive into Deep Learning, with ReLU."""
-    nn = lib.nn
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
-    )
+# name: network, shape of an image, batch, learning rate
+STEPS: dict[str, tuple[str, tuple[int, int, int], int, float]] = {
+    "softmax regression, batch 256": ("SoftmaxRegression", (1, 28, 28), 256, 0.1),
+    "MLP 784-256-10, batch 256": ("MLP", (1, 28, 28), 256, 0.05),
+    "LeNet, batch 256": ("LeNet", (1, 28, 28), 256, 0.05),
+    "ResNet-18, 3x32x32, batch 64": ("ResNet18", (3, 32, 32), 64, 0.01),
+    "ResNet-18, 1x96x96, batch 32": ("ResNet18", (1, 96, 96), 32, 0.01),
+    "AlexNet, 1x224x224, batch 8": ("AlexNet", (1, 224, 224), 8, 0.001),
+    "VGG-11, 1x224x224, batch 4": ("VGG11", (1, 224, 224), 4, 0.001),
+    "NiN, 1x224x224, batch 8": ("NiN", (1, 224, 224), 8, 0.001),
+    "GoogLeNet, 1x96x96, batch 16": ("GoogLeNet", (1, 96, 96), 16, 0.001),
+    "DenseNet, 1x96x96, batch 16": ("DenseNet", (1, 96, 96), 16, 0.01),
+}
 
 
-def images(count: int) -> tuple[Any, Any]:
-    """The first `count` images and labels of Fashion-MNIST, or noise where it is not installed."""
-    if not FASHION_MNIST.is_dir():
+def images(count: int, shape: tuple[int, int, int]) -> tuple[Any, Any]:
+    """The first images and labels of Fashion-MNIST; noise where they do not fit or are missing."""
+    if shape != (1, 28, 28) or not FASHION_MNIST.is_dir():
         rng = np.random.default_rng(0)
-        return rng.random((count, 1, 28, 28), np.float32), rng.integers(0, 10, count)
-    import grebe
+        return rng.random((count, *shape), np.float32), rng.integers(0, 10, count)
+    with gzip.open(FASHION_MNIST / "train-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read()[16 : 16 + 784 * count], np.uint8)
+    with gzip.open(FASHION_MNIST / "train-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read()[8 : 8 + count], np.uint8)
+    return pixels.reshape(-1, *shape).astype(np.float32) / 255, labels.astype(np.int64)
 
-    data = grebe.datasets.FashionMNIST(str(FASHION_MNIST), train=True)
-    pixels = np.asarray(data.data[:count], np.float32).reshape(-1, 1, 28, 28) / 255
-    return pixels, np.asarray(data.targets[:count], np.int64)
 
-
-def training(lib: ModuleType, steps: int) -> tuple[Any, Callable[[Any, Any], None], Any, Any]:
+def training(lib: ModuleType, name: str, steps: int) -> tuple[Callable[[Any, Any], None], Any, Any]:
+    """A training step of a network, and the data of `steps` batches."""
+    network, shape, batch, lr = STEPS[name]
+    x, y = tensors_of(lib, [*images(steps * batch, shape)])
     lib.manual_seed(0)
-    model = lenet(lib)
-    optimizer = lib.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    x, y = (lib.from_numpy(a) for a in images(steps * BATCH))
+    models = models_of(lib)
+    model = models.apply_init(getattr(models, network)(), x[:2])
+    if mode == "channels-last":
+        model = model.to(memory_format=lib.channels_last)
+    optimizer = lib.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    if mode == "compile":
+        model = lib.compile(model)
 
     def step(inputs: Any, labels: Any) -> None:
         optimizer.zero_grad()
         lib.nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
 
-    return model, step, x, y
+    return step, x, y
 
 
-@job("training", "LeNet step, batch 256", "training", samples=BATCH)
-def prepare_step(lib: ModuleType) -> Call | None:
-    if lib is np:
-        return None
-    _, step, x, y = training(lib, 1)
-    return lambda: step(x, y)
+def add_training(name: str) -> None:
+    network, _, batch, _ = STEPS[name]
+
+    @job(
+        "training", name, "step", samples=batch, images=network not in ("SoftmaxRegression", "MLP")
+    )
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        step, x, y = training(lib, name, 1)
+        return lambda: step(x, y)
+
+
+for step_name in STEPS:
+    add_training(step_name)
+
+BATCH = STEPS["LeNet, batch 256"][2]
 
 
 @job("training", "LeNet, 20 batches by DataLoader", "training", samples=20 * BATCH)
 def prepare_loader(lib: ModuleType) -> Call | None:
     if lib is np:
         return None
-    _, step, x, y = training(lib, 20)
+    step, x, y = training(lib, "LeNet, batch 256", 20)
     data = lib.utils.data
     loader = data.DataLoader(data.TensorDataset(x, y), batch_size=BATCH, shuffle=True)
 

@@ -29,6 +29,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 JEMALLOC = Path(f"/usr/lib/{platform.machine()}-linux-gnu/libjemalloc.so.2")
+JEMALLOC_MODES = ("torch-jemalloc", "torch-channels-last", "torch-compile")
 SAMPLE = 0.04  # seconds that one sample takes at least
 WARM = 0.06  # seconds of calls before each sample: threads of a process that waited start cold
 SETTLE = 0.1  # seconds between samples: OpenBLAS's threads spin that long for more work
@@ -42,9 +43,12 @@ COLUMNS = (
 
 def serve(name: str) -> None:
     """Answers requests from standard input: prepare a job, or time calls of the prepared one."""
+    import jobs
     from jobs import JOBS
 
-    lib = importlib.import_module({"torch-jemalloc": "torch"}.get(name, name))
+    library, _, jobs.mode = name.partition("-")
+    jobs.mode = jobs.mode.removeprefix("jemalloc")
+    lib = importlib.import_module(library)
     call: Any = None
     answer(version=lib.__version__, isa=lib._cpu.isa() if name == "grebe" else "")
     for line in sys.stdin:
@@ -52,7 +56,7 @@ def serve(name: str) -> None:
         if "job" in request:
             chosen = JOBS[request["job"]]
             call = None  # frees the last job's memory first
-            call = chosen.prepare(lib)
+            call = chosen.prepare(lib) if chosen.runs_in(jobs.mode) else None
             if call and name == "grebe" and chosen.case:
                 check_case(chosen.case)
             answer(seconds=calibrate(call) if call else None)
@@ -111,7 +115,7 @@ class Worker:
         counts = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
         )
-        preload = {"LD_PRELOAD": str(JEMALLOC)} if name == "torch-jemalloc" else {}
+        preload = {"LD_PRELOAD": str(JEMALLOC)} if name in JEMALLOC_MODES else {}
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", name],
             stdin=subprocess.PIPE,
@@ -225,7 +229,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", default="", help="only jobs whose 'section job mode' matches")
-    parser.add_argument("--against", default="torch,numpy", help="torch, torch-jemalloc, numpy")
+    parser.add_argument(
+        "--against",
+        default="torch,numpy",
+        help="torch, torch-jemalloc, "
+        "torch-channels-last and torch-compile (both with jemalloc), numpy",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=1.0, help="time per job and library")
     parser.add_argument("--out", type=Path, help="CSV file, appended to")
@@ -236,8 +245,8 @@ def main() -> None:
     from jobs import JOBS
 
     others = [name for name in arguments.against.split(",") if name]
-    if "torch-jemalloc" in others and not JEMALLOC.exists():
-        sys.exit(f"torch-jemalloc needs {JEMALLOC} (Debian: libjemalloc2)")
+    if set(JEMALLOC_MODES) & set(others) and not JEMALLOC.exists():
+        sys.exit(f"{', '.join(JEMALLOC_MODES)} need {JEMALLOC} (Debian: libjemalloc2)")
     peak = peaks(arguments.threads)
     print(f"{machine()}, {arguments.threads} threads: {peak[0]} GFLOP/s, {peak[1]} GB/s")
     workers = [Worker(name, arguments.threads) for name in ("grebe", *others)]

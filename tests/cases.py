@@ -392,6 +392,10 @@ for shape in ((64, 64, 32, 32), (32, 256, 14, 14), (32, 64, 56, 56)):
     timed("batch_norm", batch_norm, inputs, bytes=12.0 * size)
     timed("group_norm", group_norm, inputs, bytes=8.0 * size, num_groups=32)
     timed("group_norm", group_norm, inputs, bytes=8.0 * size)
+for op in ("tanh", "sigmoid"):
+    timed(op, op, normal((10_000_000,)), bytes=8e7)
+for op in ("gelu", "silu", "elu", "softplus"):
+    timed(op, f"nn.functional.{op}", normal((10_000_000,)), bytes=8e7)
 for shape, window in (
     ((256, 6, 28, 28), {"kernel_size": 2}),
     ((256, 16, 10, 10), {"kernel_size": 2}),

@@ -8,22 +8,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import grebe.models
-
 
 def models_of(lib: ModuleType) -> Any:
-    """The module grebe.models, or its twin whose layers are those of `lib` (torch)."""
+    """The module grebe.models, or its twin whose layers are those of `lib` (torch).
+
+    For the twin grebe itself is not imported: the benchmark wants one library per process.
+    """
     if lib.__name__ == "grebe":
-        return grebe.models
+        return lib.models
     name = f"{lib.__name__}_twin"
     if name in sys.modules:
         return sys.modules[f"{name}.models"]
     parent = ModuleType(name)
     parent.__path__ = []
-    for imported in ("nn", "Tensor", "arange", "autograd", "cat", "from_numpy", "stack"):
-        setattr(parent, imported, getattr(lib, imported))
+    parent.__getattr__ = lambda attribute: getattr(lib, attribute)  # type: ignore[method-assign]
     sys.modules[f"{name}.autograd"] = lib.autograd
-    folder = Path(grebe.models.__file__).parent
+    package = importlib.util.find_spec("grebe")
+    assert package and package.origin
+    folder = Path(package.origin).parent / "models"
     spec = importlib.util.spec_from_file_location(
         f"{name}.models", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
