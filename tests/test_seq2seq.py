@@ -107,6 +107,10 @@ def test_masked_softmax() -> None:
     assert np.allclose(masked_softmax(scores, None), F.softmax(scores, -1))
     with pytest.raises(ValueError, match=r"valid_lens \[2\] or \[2, 3\], got \[3\]"):
         masked_softmax(scores, grebe.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"scores \[B, Q, K\], got \[3, 4\]"):
+        masked_softmax(scores[0], None)
+    with pytest.raises(TypeError, match="must be a Tensor, got list"):
+        masked_softmax(scores, [1, 2])  # type: ignore[arg-type]
 
 
 def test_additive_attention() -> None:

@@ -14,10 +14,20 @@ def masked_softmax(scores: Tensor, valid_lens: Tensor | None) -> Tensor:
 
     Returns:
         Weights [B, Q, K], 0 behind the valid length; equal weights where that length is 0.
+
+    Raises:
+        ValueError: other shapes.
+        TypeError: valid_lens is no Tensor.
     """
+    if scores.ndim != 3:
+        raise ValueError(f"masked_softmax: expected scores [B, Q, K], got {list(scores.shape)}")
     if valid_lens is None:
         return nn.functional.softmax(scores, -1)
     batch, queries, keys = scores.shape
+    if not isinstance(valid_lens, Tensor):
+        raise TypeError(
+            f"masked_softmax: valid_lens must be a Tensor, got {type(valid_lens).__name__}"
+        )
     if tuple(valid_lens.shape) not in ((batch,), (batch, queries)):
         raise ValueError(
             f"masked_softmax: expected valid_lens [{batch}] or [{batch}, {queries}], got "
