@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -61,11 +61,11 @@ class Batch:
 
     def append(self, tensor: Tensor, grad: Array, state: dict[str, Any]) -> None:
         param = tensor.array
-        if not is_dense(param):
+        if not param.flags.forc and not is_dense(param):
             param = xp(param).ascontiguousarray(param)
         self.tensors.append(tensor)
         self.params.append(param)
-        self.grads.append(in_layout(grad, param))
+        self.grads.append(grad if grad.strides == param.strides else in_layout(grad, param))
         self.states.append(state)
 
     def state(self, name: str) -> list[Array]:
@@ -77,8 +77,9 @@ class Batch:
                 array = xp(param).zeros_like(param)
                 state[name] = _cpu.wrap(array)
             else:
-                array = in_layout(value.array, param)
-                if array is not value.array:
+                array = value.array
+                if array.strides != param.strides or array.dtype != param.dtype:
+                    array = in_layout(array, param)
                     state[name] = _cpu.wrap(array)
             arrays.append(array)
         return arrays
@@ -209,31 +210,36 @@ class Optimizer:
     ) -> Iterable[tuple[Any, Batch]]:
         """The parameters of `group` with a gradient, in batches of equal `key(state)`."""
         found: dict[Any, Batch] = {}
+        # Small models spend their steps here: no call that can be spared.
         for param in group["params"]:
-            grad = param.grad
+            grad = param._grad
             if grad is None:
                 continue
-            self._check_grad(param, grad.array)
+            given, array = grad.array, param.array
+            if (
+                given.shape != array.shape
+                or given.dtype != array.dtype
+                or not array.flags.writeable
+            ):
+                self._refuse(param, given)
             state = self.state[param]
             k = key(state)
             batch = found.get(k)
             if batch is None:
                 batch = found[k] = Batch()
-            batch.append(param, grad.array, state)
+            batch.append(param, given, state)
         return found.items()
 
-    def _check_grad(self, param: Tensor, grad: Array) -> None:
-        array = param.array
-        if grad.shape != array.shape or grad.dtype != array.dtype:
+    def _refuse(self, param: Tensor, grad: Array) -> NoReturn:
+        name, array = type(self).__name__, param.array
+        if array.flags.writeable:
             raise ValueError(
-                f"{type(self).__name__}.step: a parameter of shape {tuple(array.shape)} and dtype "
-                f"{array.dtype} has a gradient of shape {tuple(grad.shape)} and dtype {grad.dtype}"
+                f"{name}.step: a parameter of shape {tuple(array.shape)} and dtype {array.dtype} "
+                f"has a gradient of shape {tuple(grad.shape)} and dtype {grad.dtype}"
             )
-        if not array.flags.writeable:
-            raise ValueError(
-                f"{type(self).__name__}.step: a parameter of shape {tuple(array.shape)} stands on "
-                f"read-only memory"
-            )
+        raise ValueError(
+            f"{name}.step: a parameter of shape {tuple(array.shape)} stands on read-only memory"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """State and options, with parameters replaced by their numbers, as PyTorch lays it out.
