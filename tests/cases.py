@@ -238,6 +238,10 @@ CONV: list[tuple[Shape, Shape, dict[str, Any]]] = [
     ((2, 3, 8, 8), (4, 3, 3, 3), {"stride": 5, "padding": 4}),
     ((1, 16, 20, 33), (2, 16, 1, 1), {}),
     ((18, 2, 4, 50), (3, 2, 1, 7), {"padding": (0, 3)}),
+    ((33, 2, 6, 5), (3, 2, 3, 3), {"padding": 1}),
+    ((40, 3, 5, 9), (4, 3, 3, 2), {"stride": 2, "padding": (1, 0)}),
+    ((17, 6, 4, 4), (8, 3, 3, 3), {"padding": 1, "groups": 2}),
+    ((1, 2, 90, 260), (3, 2, 5, 5), {"stride": (2, 1), "padding": 2, "dilation": (3, 1)}),
 ]
 CASES += [case("conv2d", "conv2d", normal(x, w, w[:1]), **kw) for x, w, kw in CONV]
 CASES += [case("conv2d", "conv2d", normal(x, w), **kw) for x, w, kw in CONV[:2]]

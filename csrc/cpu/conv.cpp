@@ -1,84 +1,50 @@
 // Convolution in two dimensions: forward, gradient of the input, gradient of the weight and bias.
 //
-// One engine of register tiles, no im2col. Images are copied once into padded, phase-split planes
-// (window.h), where the input of a tap is a constant offset from its output; the tiles read
-// straight from there through tables of offsets, so stride, dilation, padding, groups and memory
-// format cost nothing in the inner loops. What lies in the lanes is chosen by how well it fills
-// them:
-//   forward      pixels of a row (few output channels) or output channels (everything else)
-//   grad weight  likewise; with pixels in the lanes, a product of lanes summed only at the very end
-//   grad input   channels x taps of one kernel row, scattered into a padded channels-last image
-// Threads share the images; weight gradients are summed in chunks of images that do not depend on
-// the number of threads and are added in order, so results are the same bits for any number.
+// Many channels without groups go to conv_deep.cpp, one channel per group to depthwise.h. Everything
+// else lies here *flat*: the pixels of an output channel, of one image or of several, are one row of
+// numbers, and vectors run along it whatever the width of the maps. For that the input of a job (some
+// output rows of some images) is copied once per column of the kernel:
+//   columns[channel, kernel column][row phase][row][image][output column]
+// With the rows of all images side by side, a kernel row is one constant offset too, so that
+//   forward      y[out][p] = bias + sum over k of w[out][k] * columns[p + offset(k)]
+//   grad weight  gw[out][k] = sum over p of grad[out][p] * columns[p + offset(k)]
+//   grad input   per input row, sum over kernel row and out of w[out][k] * grad[out][p - row], for
+//                every (channel, kernel column); these are added, shifted, once per row
+// and none of them multiplies padding or empty lanes. Jobs of few pixels take several images. Only
+// the rows of a kernel that meet the gradient are multiplied in the third.
 //
-// Layouts: forward weights are packed [tile of channels][k][channel of the tile], k running over
-// (input channel, kernel row, kernel column); gradient sums are [k][output channel] or, with pixels
-// in the lanes, [output channel][k][lane]. Floor: one multiply-add per lane and cycle; reached:
-// 41-51% of it on LeNet's second layer, 29-40% on its first, 63-84% on 64 to 256 channels. More in
-// docs/kernels/conv.md.
+// Threads share the jobs; weight gradients are summed in chunks of images that do not depend on the
+// number of threads and are added in order: the same bits for any number.
+//
+// Floor: one multiply-add per lane and cycle; measured shares in docs/kernels/conv.md.
 #include "conv_deep.h"
 #include "window.h"
+
+#include <type_traits>
 
 namespace grebe::GREBE_ISA {
 namespace {
 
 constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;  // of a tile's row: 32 or 16 registers
 constexpr int kRows = 6;
-constexpr int kRowsOfOne = 8;  // rows when the row is one vector: enough chains to hide latency
-constexpr int64_t kDepth = 512;  // of k between two stores of a tile: keeps a strip within L2
-
-constexpr int rows_for(int vectors) { return vectors == 1 ? kRowsOfOne : kRows; }
-
-// acc[m][v] += a[m][a_offset[k]] * b[k * b_step + v], k in order.
-template <class T, int M, int V>
-GREBE_INLINE void channel_tile(int64_t size, const T* const* a, const int64_t* a_offset, const T* b,
-                               int64_t b_step, vec<T> (&acc)[M][V]) {
-  for (int64_t k = 0; k < size; ++k, b += b_step) {
-    vec<T> column[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) column[v] = load(b + v * lanes<T>);
-    const int64_t at = a_offset[k];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const vec<T> x = splat(a[m][at]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
-    }
-  }
-}
-
-// acc[m][v] += a[k * M + m] * b[v][b_offset[k]...], k in order.
-template <class T, int M, int V>
-GREBE_INLINE void pixel_tile(int64_t size, const T* a, const T* const* b, const int64_t* b_offset,
-                             vec<T> (&acc)[M][V]) {
-  for (int64_t k = 0; k < size; ++k, a += M) {
-    const int64_t at = b_offset[k];
-    vec<T> column[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) column[v] = load(b[v] + at);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const vec<T> x = splat(a[m]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
-    }
-  }
-}
+constexpr int kDotRows = kVectorBytes == 64 ? 6 : 3;
+constexpr int kDotTaps = 4;
+constexpr int64_t kJobBytes = int64_t{256} << 10;  // of a job's copies, about: they stay in L2
+constexpr int64_t kDotBytes = int64_t{128} << 10;  // the same for sums over pixels
+constexpr int64_t kMostImages = 16;  // of a job
+constexpr int64_t kChunks = 16;  // partial sums of a weight gradient, at most
 
 struct Problem {
   Window window;
   int64_t batch, groups, in_channels, out_channels;  // channels of one group
   int64_t depth() const { return in_channels * window.taps(); }
   int64_t pixels() const { return window.out_h * window.out_w; }
-  int64_t items() const { return batch * groups; }
 };
 
-Problem problem_of(const View& x, const View& w, const View& y, int64_t stride_h, int64_t stride_w,
-                   int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
-                   int64_t groups) {
+Problem problem_of(const View& x, const View& w, const View& y, const Steps& s, int64_t groups) {
   Problem p;
-  p.window = {x.shape[2], x.shape[3], y.shape[2], y.shape[3], w.shape[2], w.shape[3],
-              stride_h,   stride_w,   pad_h,      pad_w,      dilation_h, dilation_w};
+  p.window = {x.shape[2], x.shape[3], y.shape[2], y.shape[3], w.shape[2],   w.shape[3],
+              s.stride_h, s.stride_w, s.pad_h,    s.pad_w,    s.dilation_h, s.dilation_w};
   p.batch = x.shape[0];
   p.groups = groups;
   p.in_channels = w.shape[1];
@@ -86,614 +52,710 @@ Problem problem_of(const View& x, const View& w, const View& y, int64_t stride_h
   return p;
 }
 
+inline int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
+inline int64_t at_least(int64_t n, int64_t limit) { return n > limit ? n : limit; }
+
+int team_size(int64_t jobs) { return static_cast<int>(at_least(at_most(jobs, num_threads()), 1)); }
+
+// The fewest images whose `pixels` each fill the lanes well, leaving enough jobs to share.
 template <class T>
-double filling(int64_t n) {
-  return static_cast<double>(n) / static_cast<double>(round_up(n, lanes<T>));
+int64_t images_per_job(int64_t pixels, int64_t batch) {
+  const int64_t most = at_least(at_most(kMostImages, batch / 8), 1);
+  int64_t best = 1;
+  double best_filling = 0;
+  for (int64_t n = 1; n <= most; ++n) {
+    const double filling =
+        static_cast<double>(n * pixels) / static_cast<double>(round_up(n * pixels, lanes<T>));
+    if (filling > best_filling + 0.02) best = n, best_filling = filling;
+  }
+  return best;
 }
 
-// Rows of few pixels leave lanes empty, and so do few channels: which is better?
+// ---- jobs ----
+
+// Output (or input) rows [row, row + rows) of images [image, image + images).
+struct Job {
+  int64_t image, images, row, rows, group;
+};
+
+struct Jobs {
+  Tiling images, rows;
+  int64_t groups;
+  Job largest() const { return {0, images.largest(), 0, rows.largest(), 0}; }
+  int64_t count() const { return images.count * rows.count * groups; }
+  Job operator[](int64_t i) const {
+    const int64_t g = i % groups, r = i / groups % rows.count, n = i / groups / rows.count;
+    return {images.begin(n), images.size(n), rows.begin(r), rows.size(r), g};
+  }
+};
+
+// Rows x images runs of n elements, one after the other, written as whole vectors: what is too much
+// is overwritten by the next run, and up to a vector after the last. Returns the end of the last.
 template <class T>
-bool pixels_in_lanes(const Problem& p) {
-  return filling<T>(p.window.out_w) * 0.9 > filling<T>(p.out_channels);
+inline T* copy_runs(T* to, int64_t n, const T* from, int64_t rows, int64_t row, int64_t images,
+                    int64_t image) {
+  const int64_t full = (n - 1) / lanes<T> * lanes<T>, tail = n - full;
+  for (int64_t h = 0; h < rows; ++h)
+    for (int64_t i = 0; i < images; ++i, to += n) {
+      const T* at = from + h * row + i * image;
+      for (int64_t w = 0; w < full; w += lanes<T>) store(to + w, load(at + w));
+      store(to + full, load_n(at + full, tail));
+    }
+  return to;
 }
 
-int team_size(int64_t items) {
-  const int64_t most = num_threads();
-  return static_cast<int>(items < most ? (items > 0 ? items : 1) : most);
+// ---- columns: the input of a job ----
+
+template <class T>
+struct Columns {
+  Window g;  // of a whole image
+  int64_t channels;
+  const T* x;
+  Strides s;
+
+  int64_t phases() const { return at_most(g.stride_h, (g.kernel_h - 1) * g.dilation_h + 1); }
+  int64_t reach() const { return (g.kernel_h - 1) * g.dilation_h / g.stride_h; }
+  int64_t rows(int64_t out_rows) const { return out_rows + reach(); }  // of a phase
+  int64_t channel_size(int64_t images, int64_t out_rows) const {  // of one kernel column
+    return phases() * rows(out_rows) * images * g.out_w;
+  }
+  int64_t row_bytes(int64_t images) const {
+    return channels * g.kernel_w * phases() * images * g.out_w * static_cast<int64_t>(sizeof(T));
+  }
+  int64_t size(int64_t images, int64_t out_rows) const {
+    return channels * g.kernel_w * channel_size(images, out_rows) + lanes<T>;
+  }
+  int64_t plane_size(int64_t images, int64_t out_rows) const {
+    return rows(out_rows) * g.stride_h * images * g.row() + lanes<T>;
+  }
+
+  // Where the input of tap k lies, from the output's pixel on.
+  void fill_taps(int64_t* table, const Job& job) const {
+    const int64_t row = job.images * g.out_w, size = channel_size(job.images, job.rows);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+        const int64_t h = kh * g.dilation_h;
+        const int64_t at = (h % g.stride_h * rows(job.rows) + h / g.stride_h) * row;
+        for (int64_t kw = 0; kw < g.kernel_w; ++kw) *table++ = (c * g.kernel_w + kw) * size + at;
+      }
+  }
+
+  // The rows of one channel that the job needs, padded and split by phase: [row][image][column].
+  void split(T* plane, const Job& job, int64_t channel) const {
+    const int64_t first = job.row * g.stride_h - g.pad_h, row = g.row();
+    const int64_t top = first < 0 ? -first : 0;
+    const int64_t count =
+        at_most(g.in_h - first, (job.rows - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1);
+    fill(plane, plane_size(job.images, job.rows), T(0));
+    if (count <= top) return;
+    for (int64_t n = 0; n < job.images; ++n) {
+      const T* from = x + (job.image + n) * s.n + channel * s.c + (first + top) * s.h;
+      T* to = plane + (top * job.images + n) * row;
+      for_phases(g, [&](int64_t at, int64_t column, int64_t size) {
+        copy_plane(to + at, job.images * row, int64_t{1}, from + column * s.w, s.h,
+                   g.stride_w * s.w, count - top, size);
+      });
+    }
+  }
+
+  // Nothing to pad and no phases of columns: runs can be copied straight from the input.
+  bool plain() const {
+    return g.pad_h == 0 && g.pad_w == 0 && g.stride_h == 1 && g.stride_w == 1 && s.w == 1;
+  }
+
+  void pack(T* to, T* plane, const Job& job) const {
+    const int64_t row = g.row(), wide = job.images * row;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t channel = job.group * channels + c;
+      const T* source = x + job.image * s.n + channel * s.c + job.row * s.h;
+      if (!plain()) split(plane, job, channel);
+      for (int64_t kw = 0; kw < g.kernel_w; ++kw)
+        for (int64_t phase = 0; phase < phases(); ++phase) {
+          if (plain())
+            to = copy_runs(to, g.out_w, source + kw * g.dilation_w, rows(job.rows), s.h, job.images,
+                           s.n);
+          else
+            to = copy_runs(to, g.out_w, plane + g.tap(0, kw) + phase * wide, rows(job.rows),
+                           g.stride_h * wide, job.images, row);
+        }
+    }
+  }
+};
+
+// Jobs of about kJobBytes: some rows of some images.
+template <class T>
+Jobs jobs_of(const Problem& p, int64_t images, int64_t rows, int64_t row_bytes, int64_t reach) {
+  constexpr int64_t kJobs = 8;  // so that few images are shared, too
+  const Tiling n(p.batch, images);
+  int64_t most = at_least(kJobBytes / row_bytes - reach, at_least(2 * reach, 4));
+  const int64_t parts = at_most(rows, kJobs / at_least(n.count * p.groups, 1));
+  if (parts > 1) most = at_most(most, (rows + parts - 1) / parts);
+  return {n, {rows, most}, p.groups};
 }
 
-void fill_taps(int64_t* table, const Problem& p) {
-  const Window& g = p.window;
-  for (int64_t c = 0; c < p.in_channels; ++c)
-    for (int64_t kh = 0; kh < g.kernel_h; ++kh)
-      for (int64_t kw = 0; kw < g.kernel_w; ++kw) *table++ = c * g.plane() + g.tap(kh, kw);
+template <class T>
+Columns<T> columns_of(const Problem& p, const View& x) {
+  return {p.window, p.in_channels, data<T>(x), strides_of(x)};
 }
 
-void fill_pixels(int64_t* table, const Window& g) {
-  for (int64_t oh = 0; oh < g.out_h; ++oh)
-    for (int64_t ow = 0; ow < g.out_w; ++ow) *table++ = oh * g.stride_h * g.row() + ow;
+// ---- gradients or outputs of a job, [channel][row][image][column] ----
+
+template <class T>
+struct Maps {
+  T* data;
+  Strides s;
+  int64_t channels, width;
+  // Rows of numbers in memory already?
+  bool flat() const { return s.w == 1 && s.h == width; }
+
+  const T* first(const Job& job) const {
+    return data + job.image * s.n + job.group * channels * s.c + job.row * s.h;
+  }
+
+  // Rows of `step` elements each, images * width or more; up to a vector after the last is written.
+  void read(T* to, const Job& job, int64_t step) const {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t h = 0; h < job.rows; ++h, to += step) {
+        const T* from = first(job) + c * s.c + h * s.h;
+        if (s.w == 1) {
+          copy_runs(to, width, from, int64_t{1}, int64_t{0}, job.images, s.n);
+          continue;
+        }
+        for (int64_t n = 0; n < job.images; ++n)
+          for (int64_t w = 0; w < width; ++w) to[n * width + w] = from[n * s.n + w * s.w];
+      }
+  }
+
+  // Whole vectors where they stay within the rows.
+  void write_flat(T* to, const T* from, int64_t rows, int64_t row) const {
+    const int64_t spare = rows * width - round_up(width, lanes<T>);
+    const int64_t whole = spare < 0 ? 0 : spare / width + 1;
+    to = copy_runs(to, width, from, whole, row, int64_t{1}, int64_t{0});
+    for (int64_t h = whole; h < rows; ++h, to += width) copy_run(to, from + h * row, width);
+  }
+
+  void write(const T* from, const Job& job) const {
+    const int64_t row = job.images * width, plane = job.rows * row;
+    for (int64_t n = 0; n < job.images; ++n, from += width) {
+      T* to = const_cast<T*>(first(job)) + n * s.n;
+      if (flat()) {
+        for (int64_t c = 0; c < channels; ++c)
+          write_flat(to + c * s.c, from + c * plane, job.rows, row);
+        continue;
+      }
+      for (int64_t h = 0; h < job.rows; ++h)
+        copy_plane(to + h * s.h, s.c, s.w, from + h * row, plane, int64_t{1}, channels, width);
+    }
+  }
+};
+
+template <class T>
+Maps<T> maps_of(const View& v, int64_t groups) {
+  return {data<T>(v), strides_of(v), v.shape[1] / groups, v.shape[3]};
+}
+
+// w[rows][depth] of one group in tiles of rows: [tile][k][row of the tile].
+template <class T>
+void pack_tiles(T* to, const T* w, const Tiling& tiles, int64_t depth, int64_t row_step,
+                int64_t k_step) {
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const int64_t begin = tiles.begin(t), size = tiles.size(t);
+    copy_plane(to + begin * depth, size, int64_t{1}, w + begin * row_step, k_step, row_step, depth,
+               size);
+  }
+}
+
+// f(job, slices of own memory) on a team, after prepare() has filled the shared memory. lay_out
+// takes the shared memory, lay_out_own a thread's. False: out of memory.
+template <class Pass>
+bool run_jobs(Pass& pass, int64_t jobs) {
+  const int threads = team_size(jobs);
+  Arena measure{nullptr};
+  pass.lay_out(&measure);
+  const int64_t shared = measure.used;
+  Arena measure_own{nullptr};
+  pass.own(&measure_own);
+  char* memory =
+      static_cast<char*>(scratch(static_cast<size_t>(shared + measure_own.used * threads)));
+  if (!memory) return false;
+  Arena arena{memory};
+  pass.lay_out(&arena);
+  pass.prepare();
+  parallel_region(threads, [&](int64_t t, int64_t team) {
+    Arena mine{memory + shared + t * measure_own.used};
+    auto own = pass.own(&mine);
+    for (int64_t i = jobs * t / team; i < jobs * (t + 1) / team; ++i) pass.item(i, own);
+  });
+  return true;
 }
 
 // ---- forward ----
 
 template <class T>
 struct Forward {
+  struct Own {
+    T *columns, *plane, *result;
+    int64_t* taps;
+  };
   Problem p;
-  bool by_pixel, relu, direct;  // direct: rows of y are contiguous, pixel tiles store into it
-  Strides xs, ys;
-  const T *x, *bias;
-  T *y, *weight, *padded_bias;
-  int64_t *taps, *pixels;
-  int64_t width, image_size, result_size;  // width: channels, rounded up to whole vectors
+  bool relu;
+  Columns<T> x;
+  Maps<T> y;
+  const T *w, *bias;
+  Jobs jobs;
+  T* weight;
 
-  Tiling strips() const { return {width / lanes<T>, kVectors}; }
-  Tiling row_tiles() const { return {p.out_channels, kRows}; }
-  int64_t weight_size() const { return p.depth() * (by_pixel ? p.out_channels : width); }
+  Tiling tiles() const { return {p.out_channels, kRows}; }
 
-  void lay_out(Arena* arena) {
-    taps = arena->take<int64_t>(p.depth());
-    pixels = arena->take<int64_t>(p.pixels());
-    weight = arena->take<T>(p.groups * weight_size());
-    padded_bias = arena->take<T>(p.groups * width);
+  void lay_out(Arena* arena) { weight = arena->take<T>(p.groups * p.out_channels * p.depth()); }
+  Own own(Arena* arena) const {
+    const Job most = jobs.largest();
+    return {arena->take<T>(x.size(most.images, most.rows)),
+            arena->take<T>(x.plane_size(most.images, most.rows)),
+            arena->take<T>(p.out_channels * most.images * most.rows * p.window.out_w),
+            arena->take<int64_t>(p.depth())};
+  }
+  void prepare() {
+    const int64_t size = p.out_channels * p.depth();
+    for (int64_t g = 0; g < p.groups; ++g)
+      pack_tiles(weight + g * size, w + g * size, tiles(), p.depth(), p.depth(), int64_t{1});
   }
 
-  void pack(const T* w) {
-    fill_taps(taps, p);
-    fill_pixels(pixels, p.window);
-    fill(padded_bias, p.groups * width, T(0));
-    const int64_t depth = p.depth();
-    for (int64_t g = 0; g < p.groups; ++g, w += p.out_channels * depth) {
-      T* to = weight + g * weight_size();
-      if (bias) copy_run(padded_bias + g * width, bias + g * p.out_channels, p.out_channels);
-      if (!by_pixel) fill(to, weight_size(), T(0));
-      const Tiling tiles = by_pixel ? row_tiles() : strips();
-      const int64_t unit = by_pixel ? 1 : lanes<T>;
-      for (int64_t t = 0; t < tiles.count; ++t) {
-        const int64_t begin = tiles.begin(t) * unit, size = tiles.size(t) * unit;
-        const int64_t left = p.out_channels - begin;
-        copy_plane(to + begin * depth, size, int64_t{1}, w + begin * depth, int64_t{1}, depth,
-                   depth, size < left ? size : left);
-      }
-    }
-  }
-
-  // One strip of channels over k in [begin, end) for all pixels of an image.
-  template <int V>
-  void channel_strip(const T* image, const T* w, const T* b, T* out, int64_t begin, int64_t end) {
-    const Tiling tiles(p.pixels(), rows_for(V));
-    const bool first = begin == 0, last = end == p.depth();
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t* at = pixels + tiles.begin(t);
-      T* to = out + tiles.begin(t) * width;
-      with_count<rows_for(V)>(tiles.size(t), [&](auto rows) {
-        constexpr int M = decltype(rows)::value;
-        const T* a[M];
-        vec<T> acc[M][V];
-        for (int m = 0; m < M; ++m) {
-          a[m] = image + at[m];
-          for (int v = 0; v < V; ++v)
-            acc[m][v] = load(first ? b + v * lanes<T> : to + m * width + v * lanes<T>);
-        }
-        channel_tile<T, M, V>(end - begin, a, taps + begin, w + begin * V * lanes<T>, V * lanes<T>,
-                              acc);
-        for (int m = 0; m < M; ++m)
-          for (int v = 0; v < V; ++v)
-            store(to + m * width + v * lanes<T>,
-                  relu && last ? max_nan(acc[m][v], vec<T>{}) : acc[m][v]);
-      });
-    }
-  }
-
-  void channels(const T* image, const T* w, const T* b, T* out) {
-    const Tiling tiles = strips(), blocks(p.depth(), kDepth);
-    for (int64_t k = 0; k < blocks.count; ++k)
-      for (int64_t t = 0; t < tiles.count; ++t)
-        with_count<kVectors>(tiles.size(t), [&](auto vectors) {
-          const int64_t at = tiles.begin(t) * lanes<T>;
-          channel_strip<decltype(vectors)::value>(image, w + at * p.depth(), b + at, out + at,
-                                                  blocks.begin(k), blocks.begin(k + 1));
-        });
-  }
-
+  // acc[m][v] += w[k][m] * columns[offset of k][v], k in order.
   template <int M, int V>
-  void pixel_block(const T* image, const T* w, const T* b, T* out, int64_t plane, int64_t row,
-                   int64_t first) {
-    const int64_t per_row = (p.window.out_w + lanes<T> - 1) / lanes<T>;
-    const int64_t step = p.window.stride_h * p.window.row();
-    const T* from[V];
-    T* to[V];
-    int64_t size[V];
-    int64_t oh = first / per_row, ow = first % per_row * lanes<T>;
-    for (int v = 0; v < V; ++v) {
-      from[v] = image + oh * step + ow;
-      to[v] = out + oh * row + ow;
-      size[v] = p.window.out_w - ow;
-      ow += lanes<T>;
-      if (ow >= p.window.out_w) ow = 0, ++oh;
-    }
+  void tile(const Own& own, int64_t pixel, const T* a, const T* b, T* to, int64_t plane,
+            int64_t left) const {
+    const T* from = own.columns + pixel;
     vec<T> acc[M][V];
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < V; ++v) acc[m][v] = splat(b[m]);
-    pixel_tile<T, M, V>(p.depth(), w, from, taps, acc);
-    for (int v = 0; v < V; ++v)
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const vec<T> start = b ? splat(b[m]) : vec<T>{};
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        acc[m][v] = start;
+        __builtin_prefetch(to + m * plane + v * lanes<T>, 1);
+      }
+    }
+    for (int64_t k = 0; k < p.depth(); ++k, a += M) {
+      const T* at = from + own.taps[k];
+      vec<T> column[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) column[v] = load(at + v * lanes<T>);
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
+        const vec<T> scale = splat(a[m]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[m][v] = fma(scale, column[v], acc[m][v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
         const vec<T> r = relu ? max_nan(acc[m][v], vec<T>{}) : acc[m][v];
-        if (size[v] >= lanes<T>)
-          store(to[v] + m * plane, r);
+        T* at = to + m * plane + v * lanes<T>;
+        if (v + 1 < V || left >= V * lanes<T>)
+          store(at, r);
         else
-          store_n(to[v] + m * plane, r, size[v]);
+          store_n(at, r, left - v * lanes<T>);
       }
   }
 
-  void pixel_rows(const T* image, const T* w, const T* b, T* out, int64_t plane, int64_t row) {
-    const Tiling tiles = row_tiles();
-    const Tiling blocks(p.window.out_h * (round_up(p.window.out_w, lanes<T>) / lanes<T>), kVectors);
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t at = tiles.begin(t);
-      with_count<kRows>(tiles.size(t), [&](auto rows) {
-        for (int64_t v = 0; v < blocks.count; ++v)
-          with_count<kVectors>(blocks.size(v), [&](auto vectors) {
-            pixel_block<decltype(rows)::value, decltype(vectors)::value>(
-                image, w + at * p.depth(), b + at, out + at * plane, plane, row, blocks.begin(v));
+  void item(int64_t index, const Own& own) const {
+    const Job job = jobs[index];
+    const bool direct = job.images == 1 && y.flat();
+    const int64_t pixels = job.images * job.rows * p.window.out_w;
+    const int64_t plane = direct ? y.s.c : pixels;
+    T* to = direct ? const_cast<T*>(y.first(job)) : own.result;
+    x.fill_taps(own.taps, job);
+    x.pack(own.columns, own.plane, job);
+    const T* a = weight + job.group * p.out_channels * p.depth();
+    const T* b = bias ? bias + job.group * p.out_channels : nullptr;
+    const Tiling blocks(round_up(pixels, lanes<T>) / lanes<T>, kVectors), rows = tiles();
+    for (int64_t i = 0; i < blocks.count; ++i)
+      with_count<kVectors>(blocks.size(i), [&](auto vectors) {
+        const int64_t pixel = blocks.begin(i) * lanes<T>;
+        for (int64_t t = 0; t < rows.count; ++t)
+          with_count<kRows>(rows.size(t), [&](auto m) {
+            const int64_t c = rows.begin(t);
+            tile<decltype(m)::value, decltype(vectors)::value>(
+                own, pixel, a + c * p.depth(), b ? b + c : nullptr, to + c * plane + pixel, plane,
+                pixels - pixel);
           });
       });
-    }
-  }
-
-  void item(int64_t index, T* image, T* result) {
-    const int64_t n = index / p.groups, g = index % p.groups, oc = p.out_channels;
-    const Window& win = p.window;
-    split_planes(image, x + n * xs.n + g * p.in_channels * xs.c, xs, p.in_channels, win);
-    const T *w = weight + g * weight_size(), *b = padded_bias + g * width;
-    T* to = y + n * ys.n + g * oc * ys.c;
-    if (!by_pixel) {
-      channels(image, w, b, result);
-      if (ys.h == win.out_w * ys.w)
-        return copy_plane(to, ys.c, ys.w, result, int64_t{1}, width, oc, p.pixels());
-      for (int64_t oh = 0; oh < win.out_h; ++oh)
-        copy_plane(to + oh * ys.h, ys.c, ys.w, result + oh * win.out_w * width, int64_t{1}, width,
-                   oc, win.out_w);
-    } else if (direct) {
-      pixel_rows(image, w, b, to, ys.c, ys.h);
-    } else {
-      pixel_rows(image, w, b, result, p.pixels(), win.out_w);
-      for (int64_t oh = 0; oh < win.out_h; ++oh)
-        copy_plane(to + oh * ys.h, ys.c, ys.w, result + oh * win.out_w, p.pixels(), int64_t{1}, oc,
-                   win.out_w);
-    }
-  }
-
-  bool run(const T* w) {
-    const int threads = team_size(p.items());
-    width = round_up(p.out_channels, lanes<T>);
-    image_size = p.in_channels * p.window.plane() + lanes<T>;
-    result_size = by_pixel ? (direct ? 0 : p.out_channels * p.pixels()) : width * p.pixels();
-    Arena measure{nullptr};
-    lay_out(&measure);
-    const int64_t shared = measure.used;
-    measure.take<T>(image_size);
-    measure.take<T>(result_size);
-    const int64_t own = measure.used - shared;
-    char* memory = static_cast<char*>(scratch(static_cast<size_t>(shared + own * threads)));
-    if (!memory) return false;
-    Arena arena{memory};
-    lay_out(&arena);
-    pack(w);
-    parallel_region(threads, [&](int64_t t, int64_t team) {
-      Arena mine{memory + shared + t * own};
-      T* image = mine.take<T>(image_size);
-      T* result = mine.take<T>(result_size);
-      fill(image, image_size, T(0));
-      for (int64_t i = p.items() * t / team; i < p.items() * (t + 1) / team; ++i)
-        item(i, image, result);
-    });
-    return true;
+    if (!direct) y.write(own.result, job);
   }
 };
 
 template <class T>
 bool forward(const Problem& p, In x, In w, OptIn bias, Out y, bool relu) {
-  Forward<T> f{};
-  f.p = p;
-  f.by_pixel = pixels_in_lanes<T>(p);
-  f.relu = relu;
-  f.xs = strides_of(x);
-  f.ys = strides_of(y);
-  f.direct = f.ys.w == 1;
-  f.x = data<T>(x);
-  f.y = data<T>(y);
-  f.bias = data<T>(bias);
-  return f.run(data<T>(w));
+  const Columns<T> columns = columns_of<T>(p, x);
+  const int64_t images = images_per_job<T>(p.pixels(), p.batch);
+  const int64_t bytes = columns.row_bytes(images);
+  Forward<T> f{p,
+               relu,
+               columns,
+               maps_of<T>(y, p.groups),
+               data<T>(w),
+               data<T>(bias),
+               jobs_of<T>(p, images, p.window.out_h, bytes, columns.reach()),
+               nullptr};
+  return run_jobs(f, f.jobs.count());
 }
 
 // ---- gradient of the input ----
-//
-// For each tap row (all columns of the kernel at once if they are not dilated, so that columns x
-// channels is a run in the channels-last image), pixel tile and strip of the run:
-// image[target of pixel][run] += sum over output channels of grad[pixel][oc] * weight[oc][run].
 
 template <class T>
 struct GradInput {
+  struct Met {  // a kernel row meets a row of the gradient
+    int64_t kernel_row, grad_row;
+  };
+  struct Own {
+    T *grad, *sums;
+    Met* met;
+  };
   Problem p;
-  Strides gs, xs;
-  const T* grad;
-  T *gx, *weight;
-  int64_t *source, *target, *channel;  // per pixel, per pixel, per output channel
-  int64_t image_h, image_w, image_size, grad_size;
+  Maps<T> grad;
+  T* gx;
+  Strides xs;
+  const T* w;
+  Jobs jobs;  // rows of the input
+  T* weight;
+  int64_t* shift;  // [phase of the input column][kernel column]: gradient column of the first
 
-  bool fused() const { return p.window.dilation_w == 1; }
-  int64_t run_size() const { return p.in_channels * (fused() ? p.window.kernel_w : 1); }
-  int64_t runs() const { return p.window.taps() / (fused() ? p.window.kernel_w : 1); }
-  int64_t width() const { return round_up(run_size(), lanes<T>); }
-  int64_t weight_size() const { return runs() * p.out_channels * width(); }
-  int64_t run_offset(int64_t r) const {
+  int64_t rows() const { return p.in_channels * p.window.kernel_w; }  // of sums
+  int64_t steps() const { return p.window.kernel_h * p.out_channels; }
+  Tiling tiles() const { return {rows(), kRows}; }
+  int64_t step(int64_t images) const { return round_up(images * p.window.out_w, lanes<T>); }
+
+  // The rows of the gradient that meet input rows [row, row + rows).
+  Job source(const Job& job) const {
     const Window& g = p.window;
-    if (fused()) return r * g.dilation_h * image_w * p.in_channels;
-    return (r / g.kernel_w * g.dilation_h * image_w + r % g.kernel_w * g.dilation_w) *
-           p.in_channels;
+    const int64_t low = job.row + g.pad_h - (g.kernel_h - 1) * g.dilation_h;
+    const int64_t begin = low <= 0 ? 0 : (low + g.stride_h - 1) / g.stride_h;
+    const int64_t end = at_most((job.row + job.rows - 1 + g.pad_h) / g.stride_h + 1, g.out_h);
+    return {job.image, job.images, begin, at_least(end - begin, 0), job.group};
   }
+
+  int64_t phases() const { return at_most(p.window.stride_w, p.window.in_w); }
 
   void lay_out(Arena* arena) {
-    source = arena->take<int64_t>(p.pixels());
-    target = arena->take<int64_t>(p.pixels());
-    channel = arena->take<int64_t>(p.out_channels);
-    weight = arena->take<T>(p.groups * weight_size());
+    weight = arena->take<T>(p.groups * rows() * steps());
+    shift = arena->take<int64_t>(phases() * p.window.kernel_w);
   }
-
-  // Neighbours in the list are a kernel row apart where possible: a tile's sums do not overlap.
-  void fill_tables() {
+  Own own(Arena* arena) const {
+    const Job most = jobs.largest();
     const Window& g = p.window;
-    int64_t i = 0;
-    for (int64_t ow = 0; ow < g.out_w; ++ow)
-      for (int64_t oh = 0; oh < g.out_h; ++oh, ++i) {
-        source[i] = (oh * g.out_w + ow) * p.out_channels;
-        target[i] = (oh * g.stride_h * image_w + ow * g.stride_w) * p.in_channels;
-      }
-    for (int64_t c = 0; c < p.out_channels; ++c) channel[c] = c;
+    const int64_t count = (most.rows - 1 + (g.kernel_h - 1) * g.dilation_h) / g.stride_h + 1;
+    return {arena->take<T>(p.out_channels * at_most(count, g.out_h) * step(most.images) + lanes<T>),
+            arena->take<T>(rows() * step(most.images) + 2 * lanes<T>),
+            arena->take<Met>(g.kernel_h)};
   }
 
-  // [group][run][strip][output channel][lane]
-  void pack(const T* w) {
-    const Tiling strips(width() / lanes<T>, kVectors);
-    const int64_t taps = p.window.taps(), per_run = taps / runs(), rows = p.groups * runs();
-    fill(weight, p.groups * weight_size(), T(0));
-    parallel_for(rows, int64_t{1}, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t g = row / runs(), r = row % runs();
-        const T* from = w + g * p.out_channels * p.depth() + r * per_run;
-        T* to = weight + row * p.out_channels * width();
-        for (int64_t s = 0; s < strips.count; ++s) {
-          const int64_t lane0 = strips.begin(s) * lanes<T>, size = strips.size(s) * lanes<T>;
-          for (int64_t j = 0; j < size && lane0 + j < run_size(); ++j) {
-            const int64_t kw = (lane0 + j) / p.in_channels, ci = (lane0 + j) % p.in_channels;
-            for (int64_t oc = 0; oc < p.out_channels; ++oc)
-              to[lane0 * p.out_channels + oc * size + j] = from[oc * p.depth() + ci * taps + kw];
-          }
-        }
+  // [tile of (channel, kernel column)][kernel row][out][row of the tile]
+  void prepare() {
+    fill_shifts();
+    const int64_t kernel_w = p.window.kernel_w, taps = p.window.taps();
+    const Tiling t = tiles();
+    parallel_for(p.groups * t.count, int64_t{1}, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t group = i / t.count, first = t.begin(i % t.count), size = t.size(i % t.count);
+        T* to = weight + (group * rows() + first) * steps();
+        for (int64_t kh = 0; kh < p.window.kernel_h; ++kh)
+          for (int64_t oc = 0; oc < p.out_channels; ++oc)
+            for (int64_t r = first; r < first + size; ++r)
+              *to++ = w[(group * p.out_channels + oc) * p.depth() + r / kernel_w * taps +
+                        kh * kernel_w + r % kernel_w];
       }
     });
   }
 
-  template <int V>
-  void strip(const T* go, const T* w, T* image, int64_t left) {
-    const Tiling tiles(p.pixels(), rows_for(V));
-    const mask_of<T> tail = lane_mask<T>(left - (V - 1) * lanes<T>);
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t at = tiles.begin(t);
-      with_count<rows_for(V)>(tiles.size(t), [&](auto rows) {
-        constexpr int M = decltype(rows)::value;
-        const T* a[M];
-        vec<T> acc[M][V];
+  // Input column phase + j * stride_w takes gradient column shift + j with a kernel column.
+  void fill_shifts() {
+    const Window& g = p.window;
+    for (int64_t r = 0; r < phases(); ++r)
+      for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
+        const int64_t w = r + g.pad_w - kw * g.dilation_w;
+        shift[r * g.kernel_w + kw] = w % g.stride_w ? g.out_w : w / g.stride_w;  // out_w: none
+      }
+  }
+
+  // M rows of sums for one input row: to[m][v] = sum over kernel row and out.
+  template <int M, int V>
+  void tile(const Met* rows_met, int64_t meeting, const T* go, int64_t plane, const T* a, T* to,
+            int64_t row_step) const {
+    vec<T> acc[M][V] = {};
+    for (int64_t i = 0; i < meeting; ++i) {
+      const T* b = go + rows_met[i].grad_row * row_step;
+      const T* scales = a + rows_met[i].kernel_row * p.out_channels * M;
+      for (int64_t oc = 0; oc < p.out_channels; ++oc, b += plane, scales += M) {
+        vec<T> column[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) column[v] = load(b + v * lanes<T>);
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-          a[m] = go + source[at + m];
-          for (int v = 0; v < V; ++v) acc[m][v] = vec<T>{};
+          const vec<T> scale = splat(scales[m]);
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) acc[m][v] = fma(scale, column[v], acc[m][v]);
         }
-        channel_tile<T, M, V>(p.out_channels, a, channel, w, V * lanes<T>, acc);
-        for (int m = 0; m < M; ++m) {
-          T* to = image + target[at + m];
-          // Lanes past the run are inf * 0 where the gradient is infinite: they must not be added.
-          acc[m][V - 1] = select(tail, acc[m][V - 1], vec<T>{});
-          for (int v = 0; v < V; ++v) store(to + v * lanes<T>, load(to + v * lanes<T>) + acc[m][v]);
-        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) store(to + m * row_step + v * lanes<T>, acc[m][v]);
+  }
+
+  // Sums of all (channel, kernel column) for one input row of all images.
+  void sum_row(const Job& from, const Own& own, const T* a, T* sums, int64_t padded_row) const {
+    const Window& g = p.window;
+    const int64_t row_step = step(from.images);
+    int64_t meeting = 0;
+    for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+      const int64_t h = padded_row - kh * g.dilation_h;
+      if (h >= 0 && h % g.stride_h == 0 && h / g.stride_h < g.out_h)
+        own.met[meeting++] = {kh, h / g.stride_h - from.row};
+    }
+    const Tiling t = tiles(), blocks(row_step / lanes<T>, kVectors);
+    for (int64_t i = 0; i < t.count; ++i)
+      with_count<kRows>(t.size(i), [&](auto m) {
+        for (int64_t b = 0; b < blocks.count; ++b)
+          with_count<kVectors>(blocks.size(b), [&](auto v) {
+            const int64_t at = blocks.begin(b) * lanes<T>, first = t.begin(i);
+            tile<decltype(m)::value, decltype(v)::value>(own.met, meeting, own.grad + at,
+                                                         from.rows * row_step, a + first * steps(),
+                                                         sums + first * row_step + at, row_step);
+          });
       });
-    }
   }
 
-  void scatter(const T* go, const T* w, T* image) {
-    const Tiling strips(width() / lanes<T>, kVectors);
-    for (int64_t r = 0; r < runs(); ++r, w += p.out_channels * width())
-      for (int64_t s = 0; s < strips.count; ++s)
-        with_count<kVectors>(strips.size(s), [&](auto vectors) {
-          const int64_t at = strips.begin(s) * lanes<T>;
-          strip<decltype(vectors)::value>(go, w + at * p.out_channels, image + run_offset(r) + at,
-                                          run_size() - at);
-        });
-  }
-
-  // Cuts the padding off; what no window touched gets zero.
-  void crop(const T* image, T* to) {
+  // Adds the kernel's columns of one row of one channel, shifted.
+  void shift_row(const T* sums, T* to, int64_t row_step) const {
     const Window& g = p.window;
-    const int64_t c = p.in_channels;
-    int64_t columns = image_w - g.pad_w;
-    columns = columns < 0 ? 0 : (columns < g.in_w ? columns : g.in_w);
-    const T zero = T(0);
-    for (int64_t h = 0; h < g.in_h; ++h, to += xs.h) {
-      const int64_t inside = h + g.pad_h < image_h ? columns : 0;
-      if (inside > 0)
-        copy_plane(to, xs.c, xs.w, image + ((h + g.pad_h) * image_w + g.pad_w) * c, int64_t{1}, c,
-                   c, inside);
-      copy_plane(to + inside * xs.w, xs.c, xs.w, &zero, int64_t{0}, int64_t{0}, c, g.in_w - inside);
+    const mask_of<T> first_lanes = __builtin_convertvector(iota<T>(), mask_of<T>);
+    for (int64_t r = 0; r < phases(); ++r) {
+      const int64_t* first = shift + r * g.kernel_w;
+      const int64_t count = (g.in_w - r + g.stride_w - 1) / g.stride_w;
+      for (int64_t j = 0; j < count; j += lanes<T>) {
+        vec<T> total{};
+        for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
+          const int64_t at = first[kw] + j;
+          if (at <= -lanes<T> || at >= g.out_w) continue;
+          const mask_of<T> column = first_lanes + static_cast<scalar_of_mask>(at);
+          const mask_of<T> inside = (column >= 0) & (column < static_cast<scalar_of_mask>(g.out_w));
+          total += select(inside, load(sums + kw * row_step + at), vec<T>{});
+        }
+        T* p0 = to + (r + j * g.stride_w) * xs.w;
+        const int64_t step_w = g.stride_w * xs.w, left = count - j;
+        if (step_w == 1)
+          left >= lanes<T> ? store(p0, total) : store_n(p0, total, left);
+        else
+          left >= lanes<T> ? store_strided(p0, step_w, total)
+                           : store_strided_n(p0, step_w, total, left);
+      }
     }
   }
+  using scalar_of_mask = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-  void item(int64_t index, T* go, T* image) {
-    const int64_t n = index / p.groups, g = index % p.groups;
-    const Window& win = p.window;
-    const T* from = grad + n * gs.n + g * p.out_channels * gs.c;
-    for (int64_t oh = 0; oh < win.out_h; ++oh)
-      copy_plane(go + oh * win.out_w * p.out_channels, int64_t{1}, p.out_channels, from + oh * gs.h,
-                 gs.c, gs.w, p.out_channels, win.out_w);
-    fill(image, image_size, T(0));
-    scatter(go, weight + g * weight_size(), image);
-    crop(image, gx + n * xs.n + g * p.in_channels * xs.c);
-  }
-
-  bool run(const T* w) {
-    const int threads = team_size(p.items());
-    image_h = p.window.padded_h();
-    image_w = p.window.padded_w();
-    image_size = image_h * image_w * p.in_channels + lanes<T>;
-    grad_size = p.pixels() * p.out_channels;
-    Arena measure{nullptr};
-    lay_out(&measure);
-    const int64_t shared = measure.used;
-    measure.take<T>(grad_size);
-    measure.take<T>(image_size);
-    const int64_t own = measure.used - shared;
-    char* memory = static_cast<char*>(scratch(static_cast<size_t>(shared + own * threads)));
-    if (!memory) return false;
-    Arena arena{memory};
-    lay_out(&arena);
-    fill_tables();
-    pack(w);
-    parallel_region(threads, [&](int64_t t, int64_t team) {
-      Arena mine{memory + shared + t * own};
-      T* go = mine.take<T>(grad_size);
-      T* image = mine.take<T>(image_size);
-      for (int64_t i = p.items() * t / team; i < p.items() * (t + 1) / team; ++i)
-        item(i, go, image);
-    });
-    return true;
+  void item(int64_t index, const Own& own) const {
+    const Job job = jobs[index], from = source(job);
+    const int64_t row_step = step(job.images);
+    grad.read(own.grad, from, row_step);
+    const T* a = weight + job.group * rows() * steps();
+    T* sums = own.sums + lanes<T>;
+    for (int64_t h = job.row; h < job.row + job.rows; ++h) {
+      sum_row(from, own, a, sums, h + p.window.pad_h);
+      for (int64_t n = 0; n < job.images; ++n)
+        for (int64_t c = 0; c < p.in_channels; ++c)
+          shift_row(sums + c * p.window.kernel_w * row_step + n * p.window.out_w,
+                    gx + (job.image + n) * xs.n + (job.group * p.in_channels + c) * xs.c + h * xs.h,
+                    row_step);
+    }
   }
 };
 
 template <class T>
 bool grad_input(const Problem& p, In grad, In w, Out gx) {
-  GradInput<T> f{};
-  f.p = p;
-  f.gs = strides_of(grad);
-  f.xs = strides_of(gx);
-  f.grad = data<T>(grad);
-  f.gx = data<T>(gx);
-  return f.run(data<T>(w));
+  const Window& g = p.window;
+  const int64_t images = images_per_job<T>(g.out_w, p.batch);
+  const int64_t bytes = p.out_channels * images * g.out_w * static_cast<int64_t>(sizeof(T));
+  GradInput<T> f{
+      p,
+      maps_of<T>(grad, p.groups),
+      data<T>(gx),
+      strides_of(gx),
+      data<T>(w),
+      jobs_of<T>(p, images, g.in_h, bytes / g.stride_h + 1, (g.kernel_h - 1) * g.dilation_h),
+      nullptr,
+      nullptr};
+  return run_jobs(f, f.jobs.count());
 }
 
 // ---- gradient of weight and bias ----
 
-constexpr int64_t kChunks = 16;  // partial sums, at most
-constexpr int64_t kChunkBytes = int64_t{64} << 20;  // of all partial sums together, about
-constexpr int kDotRows = kVectorBytes == 64 ? 6 : 3;
-constexpr int kDotTaps = 4;
+// Lane i of the result is the sum of the lanes of r[i]; r is overwritten.
+template <class T>
+inline vec<T> sum_each(vec<T>* r) {
+#pragma GCC unroll 4
+  for (int half = lanes<T> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      r[i] = zip<T, false>(r[i], r[i + half]) + zip<T, true>(r[i], r[i + half]);
+  return r[0];
+}
 
 template <class T>
 struct GradWeight {
+  struct Own {
+    T *columns, *plane, *grad;
+    int64_t* taps;
+  };
   Problem p;
-  bool by_pixel;
-  Strides gs, xs;
-  const T *grad, *x;
-  T *gw, *gb, *sums;
-  int64_t *taps, *pixels;
-  int64_t width, row, image_size, grad_size, chunks;  // row: of a gradient plane, in elements
+  Columns<T> x;
+  Maps<T> grad;
+  T *gw, *gb;
+  Jobs jobs;  // of all groups
+  Tiling chunks;  // of jobs
+  T* sums;
 
-  int64_t weight_sums() const {  // of one group
-    return p.depth() * (by_pixel ? p.out_channels * lanes<T> : width);
+  int64_t weights() const { return p.groups * p.out_channels * p.depth(); }
+  int64_t chunk_size() const { return weights() + p.groups * p.out_channels; }
+
+  void lay_out(Arena* arena) { sums = arena->take<T>(chunks.count * chunk_size()); }
+  Own own(Arena* arena) const {
+    const Job most = jobs.largest();
+    return {arena->take<T>(x.size(most.images, most.rows)),
+            arena->take<T>(x.plane_size(most.images, most.rows)),
+            arena->take<T>(p.out_channels * most.images * most.rows * p.window.out_w + lanes<T>),
+            arena->take<int64_t>(p.depth())};
   }
-  int64_t bias_sums() const { return by_pixel ? p.out_channels * lanes<T> : width; }
-  int64_t chunk_size() const { return p.groups * (weight_sums() + bias_sums()); }
+  void prepare() {}
 
-  void lay_out(Arena* arena) {
-    taps = arena->take<int64_t>(p.depth());
-    pixels = arena->take<int64_t>(p.pixels());
-    sums = arena->take<T>(chunks * chunk_size());
-  }
-
-  // Output channels in the lanes, taps in the rows, summing over pixels [begin, end).
-  template <int V>
-  void channel_strip(const T* image, const T* go, T* sum, int64_t begin, int64_t end) {
-    const Tiling tiles(p.depth(), rows_for(V));
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t* at = taps + tiles.begin(t);
-      T* to = sum + tiles.begin(t) * width;
-      with_count<rows_for(V)>(tiles.size(t), [&](auto rows) {
-        constexpr int M = decltype(rows)::value;
-        const T* a[M];
-        vec<T> acc[M][V];
-        for (int m = 0; m < M; ++m) {
-          a[m] = image + at[m];
-          for (int v = 0; v < V; ++v) acc[m][v] = load(to + m * width + v * lanes<T>);
-        }
-        channel_tile<T, M, V>(end - begin, a, pixels + begin, go + begin * width, width, acc);
-        for (int m = 0; m < M; ++m)
-          for (int v = 0; v < V; ++v) store(to + m * width + v * lanes<T>, acc[m][v]);
-      });
-    }
-  }
-
-  void channels(const T* image, const T* go, T* sum, T* bias_sum) {
-    const Tiling strips(width / lanes<T>, kVectors), blocks(p.pixels(), kDepth);
-    for (int64_t b = 0; b < blocks.count; ++b)
-      for (int64_t s = 0; s < strips.count; ++s)
-        with_count<kVectors>(strips.size(s), [&](auto vectors) {
-          const int64_t at = strips.begin(s) * lanes<T>;
-          channel_strip<decltype(vectors)::value>(image, go + at, sum + at, blocks.begin(b),
-                                                  blocks.begin(b + 1));
-        });
-    for (int64_t c = 0; c < width; c += lanes<T>) {
-      vec<T> total = load(bias_sum + c);
-      for (int64_t i = 0; i < p.pixels(); ++i) total += load(go + i * width + c);
-      store(bias_sum + c, total);
-    }
-  }
-
-  // Pixels in the lanes: sums of M channels x J taps, lanes kept apart.
+  // sum[m][j] += sum over pixels of go[m] * columns[tap j], lanes kept apart until the end.
   template <int M, int J>
-  void dot_tile(const T* image, const T* go, const int64_t* tap, T* sum) {
-    const Window& g = p.window;
-    const int64_t plane = g.out_h * row, full = g.out_w / lanes<T> * lanes<T>;
-    const mask_of<T> tail = lane_mask<T>(g.out_w - full);
-    vec<T> acc[M][J];
-    for (int m = 0; m < M; ++m)
-      for (int j = 0; j < J; ++j) acc[m][j] = load(sum + (m * p.depth() + j) * lanes<T>);
+  void tile(const T* columns, const int64_t* tap, const T* go, int64_t plane, int64_t pixels,
+            T* sum) const {
+    constexpr int kSums = static_cast<int>((M * J + lanes<T> - 1) / lanes<T> * lanes<T>);
+    vec<T> acc[M][J] = {};
     const T* from[J];
-    for (int j = 0; j < J; ++j) from[j] = image + tap[j];
-    auto step = [&](int64_t at, int64_t pixel, bool masked) {
+    for (int j = 0; j < J; ++j) from[j] = columns + tap[j];
+    int64_t i = 0;
+    for (; i + lanes<T> <= pixels; i += lanes<T>) {
       vec<T> a[M];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) a[m] = load(go + at + m * plane);
-#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        a[m] = load(go + m * plane + i);
+        pin(a[m]);
+      }
+#pragma GCC unroll 4
       for (int j = 0; j < J; ++j) {
-        vec<T> b = load(from[j] + pixel);
-        if (masked) b = select(tail, b, vec<T>{});
+        const vec<T> b = load(from[j] + i);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) acc[m][j] = fma(a[m], b, acc[m][j]);
       }
-    };
-    for (int64_t oh = 0; oh < g.out_h; ++oh) {
-      const int64_t start = oh * g.stride_h * g.row();
-      for (int64_t ow = 0; ow < full; ow += lanes<T>) step(oh * row + ow, start + ow, false);
-      if (full < g.out_w) step(oh * row + full, start + full, true);
     }
+    if (i < pixels)
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) {
+        const vec<T> b = load_n(from[j] + i, pixels - i);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+          acc[m][j] = fma(load_n(go + m * plane + i, pixels - i), b, acc[m][j]);
+      }
+    vec<T> all[kSums];
+#pragma GCC unroll 32
+    for (int s = 0; s < kSums; ++s) all[s] = s < M * J ? acc[s / J][s % J] : vec<T>{};
+    T total[kSums];
+#pragma GCC unroll 8
+    for (int s = 0; s < kSums; s += static_cast<int>(lanes<T>))
+      store(total + s, sum_each<T>(all + s));
     for (int m = 0; m < M; ++m)
-      for (int j = 0; j < J; ++j) store(sum + (m * p.depth() + j) * lanes<T>, acc[m][j]);
+      for (int j = 0; j < J; ++j) sum[m * p.depth() + j] += total[m * J + j];
   }
 
-  void dots(const T* image, const T* go, T* sum, T* bias_sum) {
-    const Tiling tiles(p.out_channels, kDotRows), columns(p.depth(), kDotTaps);
-    const int64_t plane = p.window.out_h * row;
-    for (int64_t t = 0; t < tiles.count; ++t)
-      with_count<kDotRows>(tiles.size(t), [&](auto rows) {
-        for (int64_t k = 0; k < columns.count; ++k)
-          with_count<kDotTaps>(columns.size(k), [&](auto count) {
-            const int64_t oc = tiles.begin(t), at = columns.begin(k);
-            dot_tile<decltype(rows)::value, decltype(count)::value>(
-                image, go + oc * plane, taps + at, sum + (oc * p.depth() + at) * lanes<T>);
+  void dots(const Own& own, const T* go, int64_t plane, int64_t pixels, T* sum) const {
+    const Tiling rows(p.out_channels, kDotRows), taps(p.depth(), kDotTaps);
+    for (int64_t r = 0; r < rows.count; ++r)
+      with_count<kDotRows>(rows.size(r), [&](auto m) {
+        for (int64_t k = 0; k < taps.count; ++k)
+          with_count<kDotTaps>(taps.size(k), [&](auto j) {
+            const int64_t c = rows.begin(r), at = taps.begin(k);
+            tile<decltype(m)::value, decltype(j)::value>(own.columns, own.taps + at, go + c * plane,
+                                                         plane, pixels, sum + c * p.depth() + at);
           });
       });
-    for (int64_t c = 0; c < p.out_channels; ++c) {
-      vec<T> total = load(bias_sum + c * lanes<T>);
-      for (int64_t i = 0; i < plane; i += lanes<T>) total += load(go + c * plane + i);
-      store(bias_sum + c * lanes<T>, total);
+  }
+
+  void add_bias(const T* go, int64_t plane, int64_t pixels, T* sum) const {
+    for (int64_t c = 0; c < p.out_channels; ++c, go += plane) {
+      vec<T> part[4] = {};
+      int64_t i = 0;
+      for (; i + 4 * lanes<T> <= pixels; i += 4 * lanes<T>)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) part[j] += load(go + i + j * lanes<T>);
+      for (; i + lanes<T> <= pixels; i += lanes<T>) part[0] += load(go + i);
+      if (i < pixels) part[1] += load_n(go + i, pixels - i);
+      sum[c] += hsum((part[0] + part[1]) + (part[2] + part[3]));
     }
   }
 
-  void item(int64_t n, int64_t g, T* image, T* go, T* chunk) {
-    const Window& win = p.window;
-    split_planes(image, x + n * xs.n + g * p.in_channels * xs.c, xs, p.in_channels, win);
-    const T* from = grad + n * gs.n + g * p.out_channels * gs.c;
-    T* sum = chunk + g * (weight_sums() + bias_sums());
-    for (int64_t oh = 0; oh < win.out_h; ++oh) {
-      if (by_pixel)
-        copy_plane(go + oh * row, win.out_h * row, int64_t{1}, from + oh * gs.h, gs.c, gs.w,
-                   p.out_channels, win.out_w);
-      else
-        copy_plane(go + oh * win.out_w * width, int64_t{1}, width, from + oh * gs.h, gs.c, gs.w,
-                   p.out_channels, win.out_w);
-    }
-    if (by_pixel)
-      dots(image, go, sum, sum + weight_sums());
-    else
-      channels(image, go, sum, sum + weight_sums());
+  void add_job(const Job& job, const Own& own, T* chunk) const {
+    const bool direct = job.images == 1 && grad.flat();
+    const int64_t pixels = job.images * job.rows * p.window.out_w;
+    const int64_t plane = direct ? grad.s.c : pixels;
+    if (!direct) grad.read(own.grad, job, job.images * p.window.out_w);
+    const T* go = direct ? grad.first(job) : own.grad;
+    x.fill_taps(own.taps, job);
+    x.pack(own.columns, own.plane, job);
+    const int64_t channel = job.group * p.out_channels;
+    dots(own, go, plane, pixels, chunk + channel * p.depth());
+    if (gb) add_bias(go, plane, pixels, chunk + weights() + channel);
   }
 
-  void add_chunks() {
-    const int64_t size = chunk_size();
-    parallel_for(size / lanes<T>, int64_t{4096}, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * lanes<T>; i < end * lanes<T>; i += lanes<T>) {
-        vec<T> total = load(sums + i);
-        for (int64_t c = 1; c < chunks; ++c) total += load(sums + c * size + i);
-        store(sums + i, total);
-      }
-    });
-  }
-
-  void finish() {
-    const int64_t oc = p.out_channels, depth = p.depth();
-    for (int64_t g = 0; g < p.groups; ++g) {
-      const T* sum = sums + g * (weight_sums() + bias_sums());
-      T* to = gw + g * oc * depth;
-      if (by_pixel)
-        for (int64_t i = 0; i < oc * depth; ++i) to[i] = hsum(load(sum + i * lanes<T>));
-      else
-        copy_plane(to, depth, int64_t{1}, sum, int64_t{1}, width, oc, depth);
-      if (!gb) continue;
-      const T* b = sum + weight_sums();
-      for (int64_t c = 0; c < oc; ++c)
-        gb[g * oc + c] = by_pixel ? hsum(load(b + c * lanes<T>)) : b[c];
+  void item(int64_t index, const Own& own) const {
+    T* chunk = sums + index * chunk_size();
+    fill(chunk, chunk_size(), T(0));
+    for (int64_t i = chunks.begin(index); i < chunks.begin(index + 1); ++i) {
+      Job job = jobs[i];
+      for (job.group = 0; job.group < p.groups; ++job.group) add_job(job, own, chunk);
     }
   }
 
-  bool run() {
-    width = round_up(p.out_channels, lanes<T>);
-    row = round_up(p.window.out_w, lanes<T>);
-    image_size = p.in_channels * p.window.plane() + lanes<T>;
-    grad_size = by_pixel ? p.out_channels * p.window.out_h * row : p.pixels() * width;
-    chunks = kChunkBytes / (chunk_size() * static_cast<int64_t>(sizeof(T)));
-    chunks = chunks < 4 ? 4 : (chunks < kChunks ? chunks : kChunks);
-    if (chunks > p.batch) chunks = p.batch > 0 ? p.batch : 1;
-    const int threads = team_size(chunks);
-    Arena measure{nullptr};
-    lay_out(&measure);
-    const int64_t shared = measure.used;
-    measure.take<T>(image_size);
-    measure.take<T>(grad_size);
-    const int64_t own = measure.used - shared;
-    char* memory = static_cast<char*>(scratch(static_cast<size_t>(shared + own * threads)));
-    if (!memory) return false;
-    Arena arena{memory};
-    lay_out(&arena);
-    fill_taps(taps, p);
-    fill_pixels(pixels, p.window);
-    parallel_region(threads, [&](int64_t t, int64_t team) {
-      Arena mine{memory + shared + t * own};
-      T* image = mine.take<T>(image_size);
-      T* go = mine.take<T>(grad_size);
-      fill(image, image_size, T(0));
-      fill(go, grad_size, T(0));
-      for (int64_t c = chunks * t / team; c < chunks * (t + 1) / team; ++c) {
-        T* chunk = sums + c * chunk_size();
-        fill(chunk, chunk_size(), T(0));
-        for (int64_t n = p.batch * c / chunks; n < p.batch * (c + 1) / chunks; ++n)
-          for (int64_t g = 0; g < p.groups; ++g) item(n, g, image, go, chunk);
-      }
-    });
-    add_chunks();
-    finish();
-    return true;
+  void finish() const {
+    const int64_t size = chunk_size(), n = weights();
+    for (int64_t i = 0; i < size; ++i) {
+      T total = T(0);
+      for (int64_t c = 0; c < chunks.count; ++c) total += sums[c * size + i];
+      if (i < n)
+        gw[i] = total;
+      else if (gb)
+        gb[i - n] = total;
+    }
   }
 };
 
 template <class T>
 bool grad_weight(const Problem& p, In grad, In x, Out gw, OptOut gb) {
-  GradWeight<T> f{};
-  f.p = p;
-  f.by_pixel = pixels_in_lanes<T>(p);
-  f.gs = strides_of(grad);
-  f.xs = strides_of(x);
-  f.grad = data<T>(grad);
-  f.x = data<T>(x);
-  f.gw = data<T>(gw);
-  f.gb = data<T>(gb);
-  return f.run();
+  const Columns<T> columns = columns_of<T>(p, x);
+  const int64_t row = columns.row_bytes(1);
+  int64_t images = images_per_job<T>(p.pixels(), p.batch);
+  if (images > 1)
+    images = at_least(
+        at_most(kDotBytes / (row * p.window.out_h), (p.batch + kChunks - 1) / kChunks), images);
+  Jobs jobs = jobs_of<T>(p, images, p.window.out_h, columns.row_bytes(images), columns.reach());
+  jobs.groups = 1;
+  const int64_t count = jobs.count();
+  GradWeight<T> f{p,
+                  columns,
+                  maps_of<T>(grad, p.groups),
+                  data<T>(gw),
+                  data<T>(gb),
+                  jobs,
+                  {count, at_least((count + kChunks - 1) / kChunks, 1)},
+                  nullptr};
+  if (!run_jobs(f, f.chunks.count)) return false;
+  f.finish();
+  return true;
 }
 
 }  // namespace
@@ -702,8 +764,7 @@ bool conv2d(In x, In w, OptIn bias, Out y, int64_t stride_h, int64_t stride_w, i
             int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu) {
   const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
   if (is_deep(x, w, groups)) return deep_conv2d(x, w, bias, y, steps, relu);
-  const Problem p =
-      problem_of(x, w, y, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
+  const Problem p = problem_of(x, w, y, steps, groups);
   return x.dtype == DType::kFloat32 ? forward<float>(p, x, w, bias, y, relu)
                                     : forward<double>(p, x, w, bias, y, relu);
 }
@@ -712,8 +773,7 @@ bool conv2d_grad_input(In grad, In w, Out gx, int64_t stride_h, int64_t stride_w
                        int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
   const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
   if (is_deep(gx, w, groups)) return deep_grad_input(grad, w, gx, steps);
-  const Problem p =
-      problem_of(gx, w, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
+  const Problem p = problem_of(gx, w, grad, steps, groups);
   return grad.dtype == DType::kFloat32 ? grad_input<float>(p, grad, w, gx)
                                        : grad_input<double>(p, grad, w, gx);
 }
@@ -723,8 +783,7 @@ bool conv2d_grad_weight(In grad, In x, Out gw, OptOut gb, int64_t stride_h, int6
                         int64_t groups) {
   const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
   if (is_deep(x, gw, groups)) return deep_grad_weight(grad, x, gw, gb, steps);
-  const Problem p =
-      problem_of(x, gw, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
+  const Problem p = problem_of(x, gw, grad, steps, groups);
   return grad.dtype == DType::kFloat32 ? grad_weight<float>(p, grad, x, gw, gb)
                                        : grad_weight<double>(p, grad, x, gw, gb);
 }

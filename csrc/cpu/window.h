@@ -248,6 +248,7 @@ struct Tiling {
   Tiling(int64_t items, int64_t most) : n(items), count((items + most - 1) / most) {}
   int64_t begin(int64_t t) const { return n * t / count; }
   int64_t size(int64_t t) const { return begin(t + 1) - begin(t); }
+  int64_t largest() const { return count ? (n + count - 1) / count : 0; }
 };
 
 // Cuts scratch memory into 64-byte aligned pieces; first pass with base == nullptr to measure.
