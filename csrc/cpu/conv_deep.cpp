@@ -12,10 +12,11 @@
 //
 // The input gradient is the same product with channels exchanged. With strides, each input pixel
 // gets only the taps of its phase: rows of a phase are a strided view, phases of columns are
-// interleaved in the results. Maps of a few pixels are handled in the same way, see has_small_map. The
-// weight gradient is the product over pixels: register tiles of some channels x output channels,
-// per tap, for all pixels of a job; jobs divide input and output channels, and chunks of rows
-// whose sums are added in order, so that results do not depend on the number of threads.
+// interleaved in the results. Maps of a few pixels are handled in the same way, see has_small_map.
+// The weight gradient is the product over pixels: register tiles of some channels x output
+// channels, per tap, for the pixels of a job whose input is no padding; jobs divide input and output
+// channels, and chunks of rows whose sums are added in order, so that results do not depend on the
+// number of threads.
 //
 // Floor: one multiply-add per lane and cycle; measured shares in docs/kernels/conv.md.
 #include "conv_deep.h"
