@@ -31,6 +31,10 @@ template <class T>
 constexpr int kCols = kVectors * static_cast<int>(lanes<T>);
 template <class T>
 constexpr int64_t kDepth = sizeof(T) == 4 ? 384 : 256;
+#if defined(__AVX512BF16__)
+template <>
+constexpr int64_t kDepth<bf16pair> = 512;
+#endif
 constexpr int64_t kBlockRows = 680 * kRows;
 constexpr int64_t kBlockCols = 2048;
 
@@ -59,7 +63,7 @@ struct NoEpilogue {
 template <class T, int R, int V, bool kMasked>
 [[gnu::always_inline]] inline void multiply_add(int64_t k, const T* a, int64_t a_row, int64_t a_k,
                                                 const T* b, int64_t b_k, int64_t tail,
-                                                vec<T> (&acc)[R][V]) {
+                                                vec<sum_of<T>> (&acc)[R][V]) {
 #pragma GCC unroll 2
   for (int64_t p = 0; p < k; ++p) {
     vec<T> x[V];
@@ -79,6 +83,8 @@ template <class T, int R, int V, bool kMasked>
 
 // An epilogue may treat the whole tile at once (decisions once per tile, not once per vector):
 //   epilogue.tile(acc, row, col, tail), tail = valid lanes of the last vector.
+// With epilogue.store(acc, row, col, tail) it may write the finished tile elsewhere: true instead
+// of into c.
 template <class T, int R, int V, class Epilogue>
 [[gnu::always_inline]] inline void apply_epilogue(vec<T> (&acc)[R][V], int64_t row, int64_t col,
                                                   int64_t tail, const Epilogue& epilogue) {
@@ -110,7 +116,11 @@ template <class T, int R, int V, class Epilogue>
         acc[i][v] = fma(scale, v == V - 1 && tail < L ? load_n(from, tail) : load(from), acc[i][v]);
       }
   }
-  if (stage.last) apply_epilogue<T>(acc, row, col, tail, epilogue);
+  if (stage.last) {
+    apply_epilogue<T>(acc, row, col, tail, epilogue);
+    if constexpr (requires { epilogue.store(acc, row, col, tail); })
+      if (epilogue.store(acc, row, col, tail)) return;
+  }
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 24
@@ -123,14 +133,14 @@ template <class T, int R, int V, class Epilogue>
 }
 
 template <class T, int R, int V, class Epilogue>
-[[gnu::noinline]] void packed_tile(int64_t k, const T* a, const T* b, T* c, int64_t ldc, int64_t n,
-                                   const Stage<T>& stage, int64_t row, int64_t col,
-                                   const Epilogue& epilogue) {
+[[gnu::noinline]] void packed_tile(int64_t k, const T* a, const T* b, sum_of<T>* c, int64_t ldc,
+                                   int64_t n, const Stage<sum_of<T>>& stage, int64_t row,
+                                   int64_t col, const Epilogue& epilogue) {
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 24
     for (int v = 0; v < V; ++v) __builtin_prefetch(c + i * ldc + v * lanes<T>, 1);
-  vec<T> acc[R][V] = {};
+  vec<sum_of<T>> acc[R][V] = {};
   multiply_add<T, R, V, false>(k, a, 1, kRows, b, kCols<T>, 0, acc);
   finish_tile(acc, c, ldc, n, stage, row, col, epilogue);
 }
@@ -150,9 +160,9 @@ template <class T, int V, class... Args>
 
 // rows x n of c, rows <= kRows, n <= kCols.
 template <class T, class Epilogue>
-inline void packed_tile_any(int64_t rows, int64_t k, const T* a, const T* b, T* c, int64_t ldc,
-                            int64_t n, const Stage<T>& stage, int64_t row, int64_t col,
-                            const Epilogue& epilogue) {
+inline void packed_tile_any(int64_t rows, int64_t k, const T* a, const T* b, sum_of<T>* c,
+                            int64_t ldc, int64_t n, const Stage<sum_of<T>>& stage, int64_t row,
+                            int64_t col, const Epilogue& epilogue) {
   const int64_t vectors = (n + lanes<T> - 1) / lanes<T>;
   auto with = [&](auto v) {
     packed_tile_rows<T, v>(rows, k, a, b, c, ldc, n, stage, row, col, epilogue);
@@ -269,7 +279,7 @@ struct PackRight {
     if (k_stride == 1) return transpose_columns(dst, kCols<T>, src, col_stride, cols, k);
     for (int64_t q = 0; q < k; ++q)
       for (int64_t j = 0; j < kCols<T>; ++j)
-        dst[q * kCols<T> + j] = j < cols ? src[q * k_stride + j * col_stride] : T(0);
+        dst[q * kCols<T> + j] = j < cols ? src[q * k_stride + j * col_stride] : T{};
   }
 
  private:
@@ -340,8 +350,9 @@ inline void pack_block(const Block<T>& x, int thread, int threads, const PackA& 
 
 // Takes tasks until none is left.
 template <class T, class Epilogue>
-inline void multiply_block(const Block<T>& x, const TaskGrid& grid, int64_t* next_task, T* c,
-                           int64_t ldc, const Stage<T>& stage, const Epilogue& epilogue) {
+inline void multiply_block(const Block<T>& x, const TaskGrid& grid, int64_t* next_task,
+                           sum_of<T>* c, int64_t ldc, const Stage<sum_of<T>>& stage,
+                           const Epilogue& epilogue) {
   for (;;) {
     const int64_t task = __atomic_fetch_add(next_task, 1, __ATOMIC_RELAXED);
     if (task >= grid.count_rows * grid.count_cols) return;
@@ -371,8 +382,8 @@ inline void multiply_block(const Block<T>& x, const TaskGrid& grid, int64_t* nex
 //
 // `workspace`: gemm_workspace<T>(m, n, k) bytes. Runs serially inside a parallel section.
 template <class T, class PackA, class PackB, class Epilogue>
-void gemm(int64_t m, int64_t n, int64_t k, const PackA& pack_a, const PackB& pack_b, T* c,
-          int64_t ldc, T beta, const Epilogue& epilogue, void* workspace) {
+void gemm(int64_t m, int64_t n, int64_t k, const PackA& pack_a, const PackB& pack_b, sum_of<T>* c,
+          int64_t ldc, sum_of<T> beta, const Epilogue& epilogue, void* workspace) {
   const int64_t depth = divide_up(k, divide_up(k, kDepth<T>));
   const int64_t packed_rows = divide_up(smaller(m, kBlockRows), kRows) * kRows;
   const int64_t a_bytes = divide_up(packed_rows * depth * static_cast<int64_t>(sizeof(T)), 64) * 64;
@@ -387,7 +398,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const PackA& pack_a, const PackB& pac
   parallel_region(large ? num_threads() : 1, [&](int thread, int threads) {
     int use = 0;
     for (int64_t p = 0; p < k; p += depth) {
-      const Stage<T> stage{p == 0 ? beta : T(1), p + depth >= k};
+      const Stage<sum_of<T>> stage{p == 0 ? beta : sum_of<T>(1), p + depth >= k};
       for (int64_t row = 0; row < m; row += kBlockRows) {
         for (int64_t col = 0; col < n; col += kBlockCols, use ^= 16) {
           const Block<T> x{row, smaller(kBlockRows, m - row), col, smaller(kBlockCols, n - col),

@@ -32,10 +32,17 @@ constexpr bool kMaskedLoads = false;  // load_n is a loop there: packing pads th
 constexpr int64_t kActivationRelu = 1;
 
 template <class T>
-struct BiasActivation {
-  const T* bias;        // may be nullptr
+struct Bias {
+  const T* bias;  // may be nullptr
   int64_t bias_stride;  // 0: the same for all columns
   bool relu;
+};
+
+template <class T>
+struct BiasActivation : Bias<T> {
+  using Bias<T>::bias, Bias<T>::bias_stride, Bias<T>::relu;
+  bf16* narrow = nullptr;  // where finished tiles go instead of to c, if anywhere
+  int64_t narrow_row = 0;
 
   template <int R, int V>
   [[gnu::always_inline]] void tile(vec<T> (&x)[R][V], int64_t, int64_t col, int64_t tail) const {
@@ -56,11 +63,51 @@ struct BiasActivation {
     }
   }
 
+  template <int R, int V>
+  [[gnu::always_inline]] bool store(const vec<T> (&x)[R][V], int64_t row, int64_t col,
+                                    int64_t tail) const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (!narrow) return false;
+      vec<T> copy[R][V];  // x itself, its address taken, would not stay in registers
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i)
+#pragma GCC unroll 24
+        for (int v = 0; v < V; ++v) copy[i][v] = x[i][v];
+      store_narrow(copy, narrow + row * narrow_row + col, tail);
+      return true;
+    }
+    return false;
+  }
+
  private:
   [[gnu::always_inline]] vec<T> vector_of_bias(int64_t col, int64_t n) const {
     if (bias_stride == 0) return splat(*bias);
     return n == lanes<T> ? load(bias + col) : load_n(bias + col, n);
   }
+
+  template <int R, int V>
+  [[gnu::noinline]] void store_narrow(const f32v (&x)[R][V], bf16* to, int64_t tail) const {
+    for (int i = 0; i < R; ++i)
+      for (int v = 0; v < V; ++v)
+        store_narrowed(to + i * narrow_row + v * lanes<T>, x[i][v], v == V - 1 ? tail : lanes<T>);
+  }
+};
+
+template <class T>
+struct EpilogueOf {
+  using type = BiasActivation<sum_of<T>>;
+};
+template <>
+struct EpilogueOf<bf16> {
+  using type = Bias<bf16>;
+};
+template <class T>
+struct ResultOf {
+  using type = sum_of<T>;
+};
+template <>
+struct ResultOf<bf16> {
+  using type = bf16;
 };
 
 template <class T>
@@ -70,10 +117,10 @@ struct Problem {
   int64_t a_row, a_k;
   const T* b;
   int64_t b_k, b_col;
-  T* c;
+  typename ResultOf<T>::type* c;
   int64_t c_row;
-  T beta;
-  BiasActivation<T> epilogue;
+  sum_of<T> beta;
+  typename EpilogueOf<T>::type epilogue;
   bool last = true;  // of the blocks of k: the epilogue is due
 };
 
@@ -106,15 +153,15 @@ constexpr int kDirectRows = kVectors == 4 ? (V <= 2   ? 12
 
 template <class T, int R, int V>
 [[gnu::noinline]] void direct_tile(const Problem<T>& p, int64_t row, int64_t col, int64_t n) {
-  vec<T> acc[R][V] = {};
+  vec<sum_of<T>> acc[R][V] = {};
   const int64_t tail = n - (V - 1) * lanes<T>;
   const T *a = p.a + row * p.a_row, *b = p.b + col;
   if (kMaskedLoads || tail == lanes<T>)
     multiply_add<T, R, V, kMaskedLoads>(p.k, a, p.a_row, p.a_k, b, p.b_k, tail, acc);
   else
     multiply_add<T, R, V, true>(p.k, a, p.a_row, p.a_k, b, p.b_k, tail, acc);
-  finish_tile(acc, p.c + row * p.c_row + col, p.c_row, n, Stage<T>{p.beta, p.last}, row, col,
-              p.epilogue);
+  finish_tile(acc, p.c + row * p.c_row + col, p.c_row, n, Stage<sum_of<T>>{p.beta, p.last}, row,
+              col, p.epilogue);
 }
 
 template <class T, int V, int R = kDirectRows<V>>
@@ -173,6 +220,7 @@ void direct(const Problem<T>& p) {
                      q.m = rows.size;
                      q.a += rows.begin * p.a_row;
                      q.c += rows.begin * p.c_row;
+                     q.epilogue.narrow += rows.begin * p.epilogue.narrow_row;
                      if (part.size == 1) direct_panel<T, 1>(q, col, n);
                      if (part.size == 2) direct_panel<T, 2>(q, col, n);
                      if constexpr (kVectors > 2) {
@@ -195,10 +243,9 @@ void deep_panel(const Problem<T>& p) {
       q.k = k.size;
       q.a += k.begin * p.a_k;
       q.b += k.begin * p.b_k;
-      if (block > 0) q.beta = T(1);
+      if (block > 0) q.beta = sum_of<T>(1);
       q.last = block + 1 == blocks;
-      for (int64_t g = begin; g < end; ++g)
-        direct_rows<T, V>(q, even_part(p.m, groups, g), 0, p.n);
+      for (int64_t g = begin; g < end; ++g) direct_rows<T, V>(q, even_part(p.m, groups, g), 0, p.n);
     }
   });
 }
@@ -262,7 +309,7 @@ template <class T, int C, int S = 1>
 template <class T, int R, int C>
 [[gnu::noinline]] void dot_tile(const Problem<T>& p, int64_t row, int64_t col) {
   constexpr int64_t L = lanes<T>;
-  vec<T> acc[R][kDotCols<T>] = {};
+  vec<sum_of<T>> acc[R][kDotCols<T>] = {};
   const T *a = p.a + row * p.a_row, *b = p.b + col * p.b_col;
   auto step = [&](int64_t q, auto load_k) {
     vec<T> y[C];
@@ -281,9 +328,9 @@ template <class T, int R, int C>
   if (q < p.k) step(q, [n = p.k - q](const T* x) { return load_n(x, n); });
 #pragma GCC unroll 6
   for (int i = 0; i < R; ++i) {
-    vec<T> sums[1][1] = {{sum_lanes<T, kDotCols<T>>(acc[i])}};
-    finish_tile(sums, p.c + (row + i) * p.c_row + col, p.c_row, C, Stage<T>{p.beta, true}, row + i,
-                col, p.epilogue);
+    vec<sum_of<T>> sums[1][1] = {{sum_lanes<sum_of<T>, kDotCols<T>>(acc[i])}};
+    finish_tile(sums, p.c + (row + i) * p.c_row + col, p.c_row, C, Stage<sum_of<T>>{p.beta, true},
+                row + i, col, p.epilogue);
   }
 }
 
@@ -324,14 +371,14 @@ constexpr int64_t kAxpyCols = 4096;
 template <class T, int R>
 inline void axpy_rows(const Problem<T>& p, int64_t q, int64_t col, int64_t n) {
   constexpr int64_t L = lanes<T>;
-  const Stage<T> stage{q == 0 ? p.beta : T(1), q + R == p.k};
+  const Stage<sum_of<T>> stage{q == 0 ? p.beta : sum_of<T>(1), q + R == p.k};
   const T* b = p.b + q * p.b_k + col;
   vec<T> x[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) x[r] = splat(p.a[(q + r) * p.a_k]);
   for (int64_t j = 0; j < n; j += L) {
     const int64_t valid = smaller(L, n - j);
-    vec<T> acc[1][1] = {};
+    vec<sum_of<T>> acc[1][1] = {};
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
       acc[0][0] = fma(x[r], valid == L ? load(b + r * p.b_k + j) : load_n(b + r * p.b_k + j, valid),
@@ -356,6 +403,8 @@ void axpy(const Problem<T>& p) {
 
 // ---- choice ----
 
+constexpr int64_t kDirectBytes = 1280 << 10;
+
 enum class Way { kDirect, kDeep, kDots, kAxpy, kPacked, kTransposed };
 
 // The limits are measured, see docs/kernels/matmul.md.
@@ -372,8 +421,8 @@ Way choose(const Problem<T>& p) {
   if (dense_columns && p.a_k == 1 && (few_rows || few_columns)) return Way::kDots;
   // In place or after one transposition b must stay in L2; a dense along m costs a cache line per
   // step of k.
-  const bool fits =
-      b_bytes <= (p.m <= 128 ? 1280 << 10 : 640 << 10) && (p.a_k == 1 || p.m <= 128 || p.k <= 384);
+  const bool fits = b_bytes <= (p.m <= 128 ? kDirectBytes : kDirectBytes / 2) &&
+                    (p.a_k == 1 || p.m <= 128 || p.k <= 384);
   if (dense_rows && fits && (kMaskedLoads || p.n % L == 0)) return Way::kDirect;
   if (dense_rows && p.n <= kCols<T> && kMaskedLoads) return Way::kDeep;
   if (dense_columns && fits && kMaskedLoads) return Way::kTransposed;
@@ -381,7 +430,7 @@ Way choose(const Problem<T>& p) {
 }
 
 template <class T>
-void run(Way way, const Problem<T>& p, void* workspace) {
+void run_way(Way way, const Problem<T>& p, void* workspace) {
   switch (way) {
     case Way::kDirect: return direct(p);
     case Way::kDeep: return deep(p);
@@ -395,12 +444,133 @@ void run(Way way, const Problem<T>& p, void* workspace) {
   }
 }
 
+inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
+
 template <class T>
 int64_t workspace_bytes(Way way, const Problem<T>& p) {
   int64_t bytes = 0;
   if (way == Way::kPacked) bytes = gemm_workspace<T>(p.m, p.n, p.k);
   if (way == Way::kTransposed) bytes = p.k * transposed_row<T>(p.n) * sizeof(T);
-  return divide_up(bytes, 64) * 64;
+  return round_up(bytes);
+}
+
+// ---- bfloat16 ----
+//
+// The operands are brought into a form that one of the ways above takes: pairs along k where the
+// machine multiplies those (one instruction per 32 products), floats elsewhere. Sums are float32,
+// rounded once, when a tile is finished.
+
+#if defined(__AVX512BF16__)
+using Bf16Operand = bf16pair;
+inline int64_t operand_depth(int64_t k) { return divide_up(k, 2); }
+
+inline bf16pair pair_of(bf16 low, bf16 high) {
+  return {low.bits | static_cast<uint32_t>(high.bits) << 16};
+}
+// dst[j] = (low[j], high[j]); no `high`: zeros.
+inline void convert_across(bf16pair* dst, const bf16* low, const bf16* high, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) dst[j] = pair_of(low[j], high ? high[j] : bf16{0});
+}
+inline void convert_along(bf16pair* dst, const bf16* src, int64_t stride, int64_t k) {
+  for (int64_t q = 0; q + 1 < k; q += 2)
+    dst[q / 2] = pair_of(src[q * stride], src[(q + 1) * stride]);
+  if (k % 2) dst[k / 2] = pair_of(src[(k - 1) * stride], bf16{0});
+}
+// Already pairs in memory?
+inline bool is_operand(const bf16* src, int64_t n, int64_t k, int64_t stride, int64_t k_stride) {
+  return k_stride == 1 && k % 2 == 0 && (n == 1 || stride % 2 == 0) &&
+         reinterpret_cast<uintptr_t>(src) % sizeof(bf16pair) == 0;
+}
+#else
+using Bf16Operand = float;
+inline int64_t operand_depth(int64_t k) { return k; }
+
+inline void convert_across(float* dst, const bf16* src, const bf16*, int64_t n) {
+  for (int64_t j = 0; j < n; ++j)
+    dst[j] = __builtin_bit_cast(float, static_cast<uint32_t>(src[j].bits) << 16);
+}
+inline void convert_along(float* dst, const bf16* src, int64_t stride, int64_t k) {
+  for (int64_t q = 0; q < k; ++q)
+    dst[q] = __builtin_bit_cast(float, static_cast<uint32_t>(src[q * stride].bits) << 16);
+}
+inline bool is_operand(const bf16*, int64_t, int64_t, int64_t, int64_t) { return false; }
+#endif
+
+struct Operand {
+  const Bf16Operand* data;
+  int64_t stride, k_stride;
+};
+
+// n rows (or columns) along k, the dense direction kept.
+inline Operand convert_operand(const bf16* src, int64_t n, int64_t k, int64_t stride,
+                               int64_t k_stride, Bf16Operand* dst) {
+  const int64_t depth = operand_depth(k);
+  if (is_operand(src, n, k, stride, k_stride))
+    return {reinterpret_cast<const Bf16Operand*>(src), n == 1 ? 1 : stride / 2, 1};
+  if (stride == 1 && k_stride != 1) {
+    const int64_t step = depth == k ? 1 : 2;
+    parallel_tasks(depth, n, [&](int64_t p, int64_t end) {
+      for (; p < end; ++p) {
+        const bf16* low = src + p * step * k_stride;
+        convert_across(dst + p * n, low, p * step + 1 < k ? low + k_stride : nullptr, n);
+      }
+    });
+    return {dst, 1, n};
+  }
+  parallel_tasks(n, k, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      if (k_stride == 1)
+        convert_along(dst + i * depth, src + i * stride, 1, k);
+      else
+        convert_along(dst + i * depth, src + i * stride, k_stride, k);
+    }
+  });
+  return {dst, depth, 1};
+}
+
+// Where the parts of the workspace begin.
+struct Bf16Workspace {
+  int64_t b, c, bias, rest, bytes;
+  explicit Bf16Workspace(const Problem<bf16>& p) {
+    const int64_t depth = operand_depth(p.k), word = sizeof(float);
+    b = round_up(p.m * depth * word);
+    c = b + round_up(p.n * depth * word);
+    bias = c + round_up(p.m * p.n * word);
+    rest = bias + round_up(p.n * word);
+    const int64_t copy = depth * transposed_row<Bf16Operand>(p.n) * word;
+    const int64_t packed = depth ? gemm_workspace<Bf16Operand>(p.m, p.n, depth) : 0;
+    bytes = rest + round_up(packed) + (p.n * depth * word <= kDirectBytes ? round_up(copy) : 0);
+  }
+};
+
+inline void widen_row(float* dst, const bf16* src, int64_t n) {
+  for (int64_t j = 0; j < n; j += lanes<float>) {
+    const int64_t valid = smaller(lanes<float>, n - j);
+    store_n(dst + j, load_widened(src + j, valid), valid);
+  }
+}
+
+inline void run_bf16(const Problem<bf16>& p, char* workspace) {
+  const Bf16Workspace at(p);
+  auto part = [&](int64_t offset) { return reinterpret_cast<Bf16Operand*>(workspace + offset); };
+  const Operand a = convert_operand(p.a, p.m, p.k, p.a_row, p.a_k, part(0));
+  const Operand b = convert_operand(p.b, p.n, p.k, p.b_col, p.b_k, part(at.b));
+  float* const c = reinterpret_cast<float*>(workspace + at.c);
+  float* const bias = reinterpret_cast<float*>(workspace + at.bias);
+  if (p.beta != 0)
+    for (int64_t i = 0; i < p.m; ++i) widen_row(c + i * p.n, p.c + i * p.c_row, p.n);
+  if (p.epilogue.bias) widen_row(bias, p.epilogue.bias, p.epilogue.bias_stride ? p.n : 1);
+  BiasActivation<float> epilogue;
+  epilogue.bias = p.epilogue.bias ? bias : nullptr;
+  epilogue.bias_stride = p.epilogue.bias_stride;
+  epilogue.relu = p.epilogue.relu;
+  epilogue.narrow = p.c;
+  epilogue.narrow_row = p.c_row;
+  const Problem<Bf16Operand> q{
+      p.m,     p.n,        operand_depth(p.k), a.data, a.stride, a.k_stride,
+      b.data,  b.k_stride, b.stride,           c,      p.n,      p.beta,
+      epilogue};
+  run_way(choose(q), q, workspace + at.rest);
 }
 
 // One column: the same product with its operands exchanged is one row, dense if c's column is.
@@ -480,6 +650,21 @@ Problem<T> batch_item(const Batch& t, const Problem<T>& p, int64_t index) {
   return q;
 }
 
+// What all items of a batch have in common.
+template <class T>
+struct Plan {
+  Way way;
+  int64_t bytes;  // of workspace
+  explicit Plan(const Problem<T>& p) : way(choose(p)), bytes(workspace_bytes(way, p)) {}
+  void run(const Problem<T>& p, char* workspace) const { run_way(way, p, workspace); }
+};
+template <>
+struct Plan<bf16> {
+  int64_t bytes;
+  explicit Plan(const Problem<bf16>& p) : bytes(Bf16Workspace(p).bytes) {}
+  void run(const Problem<bf16>& p, char* workspace) const { run_bf16(p, workspace); }
+};
+
 constexpr int64_t kSplitMatrixFrom = int64_t{1} << 24;  // multiply-adds: threads inside the product
 
 template <class T>
@@ -488,17 +673,17 @@ bool run_batch(const Batch& t, const Problem<T>& p) {
   const bool across = t.count > 1 && work < kSplitMatrixFrom && work * t.count >= kParallelWork;
   const int threads = across ? num_threads() : 1;
   const Problem<T> first = as_row(p);
-  const Way way = choose(first);
+  const Plan<T> plan(first);
   char* workspace = nullptr;
-  const int64_t bytes = workspace_bytes(way, first);
+  const int64_t bytes = plan.bytes;
   if (bytes) {
     workspace = static_cast<char*>(scratch(static_cast<size_t>(bytes * threads)));
     if (!workspace) return false;
   }
-  if (t.count == 1) return run(way, first, workspace), true;
+  if (t.count == 1) return plan.run(first, workspace), true;
   auto items = [&](int thread, int count) {
     for (int64_t i = t.count * thread / count; i < t.count * (thread + 1) / count; ++i)
-      run(way, as_row(batch_item(t, p, i)), workspace + bytes * thread);
+      plan.run(as_row(batch_item(t, p, i)), workspace + bytes * thread);
   };
   if (across)
     parallel_region(threads, items);
@@ -523,8 +708,10 @@ bool multiply(const View& a, const View& b, const View& bias, const View& c, int
   p.b_k = p.k == 1 ? (p.b_col == 1 ? p.n : 1) : b.strides[b.ndim - b_core];
   p.c = data<T>(c);
   p.c_row = a_core == 2 && p.m > 1 ? c.strides[c.ndim - b_core] : p.n;
-  p.beta = static_cast<T>(beta);
-  p.epilogue = {data<T>(bias), 1, activation == kActivationRelu};
+  p.beta = static_cast<sum_of<T>>(beta);
+  p.epilogue.bias = data<T>(bias);
+  p.epilogue.bias_stride = 1;
+  p.epilogue.relu = activation == kActivationRelu;
   Batch t = batch_of(a, a_core, b, b_core, c);
   if (p.m == 0 || p.n == 0 || t.count == 0) return true;
   if (t.ndim > 0) fold_batch_into_rows(&t, &p);
@@ -534,8 +721,9 @@ bool multiply(const View& a, const View& b, const View& bias, const View& c, int
 }  // namespace
 
 bool matmul(In a, In b, OptIn bias, Out c, int64_t activation, double beta) {
-  return a.dtype == DType::kFloat32 ? multiply<float>(a, b, bias, c, activation, beta)
-                                    : multiply<double>(a, b, bias, c, activation, beta);
+  if (a.dtype == DType::kFloat32) return multiply<float>(a, b, bias, c, activation, beta);
+  if (a.dtype == DType::kFloat64) return multiply<double>(a, b, bias, c, activation, beta);
+  return multiply<bf16>(a, b, bias, c, activation, beta);
 }
 
 }  // namespace grebe::GREBE_ISA

@@ -77,12 +77,49 @@ using scalar = typename ScalarOf<V>::type;
 template <class V>
 using ints = mask_of<scalar<V>>;
 
+// Operands of a multiply-add, and its sums: the same type but for bfloat16 pairs.
+template <class T>
+struct SumOf {
+  using type = T;
+};
+template <class T>
+using sum_of = typename SumOf<T>::type;
+
+// bfloat16, for storage: the high half of a float.
+struct bf16 {
+  uint16_t bits;
+};
+template <>
+struct SumOf<bf16> {
+  using type = float;
+};
+
+#if defined(__AVX512BF16__)
+// Two neighbours along the summed dimension; the first is the low half.
+struct bf16pair {
+  uint32_t bits;
+};
+template <>
+struct VectorOf<bf16pair> {
+  using type = i32v;
+  using mask = i32v;
+};
+template <>
+struct SumOf<bf16pair> {
+  using type = float;
+};
+#endif
+
 // ---- making vectors ----
 
 template <class T>
 inline vec<T> splat(T x) {
   return x - vec<T>{};  // x - 0, not x + 0: keeps the sign of zero
 }
+
+#if defined(__AVX512BF16__)
+inline i32v splat(bf16pair x) { return static_cast<int32_t>(x.bits) - i32v{}; }
+#endif
 
 // 0, 1, 2, ...
 template <class T>
@@ -271,6 +308,12 @@ inline f64v fma(f64v a, f64v b, f64v c) {
   return a * b + c;
 #endif
 }
+#if defined(__AVX512BF16__)
+// c + the products of both halves. Denormal numbers count as zero.
+inline f32v fma(i32v a, i32v b, f32v c) {
+  return (f32v)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+#endif
 // Keeps the compiler from fusing the product that made v with a later addition.
 template <class A>
 inline void keep_rounding(A& v) {
@@ -503,6 +546,32 @@ inline f64v load_widened(const float* p) {
   f32half v;
   __builtin_memcpy(&v, p, sizeof(v));
   return __builtin_convertvector(v, f64v);
+}
+
+typedef uint16_t u16half __attribute__((vector_size(kVectorBytes / 2)));  // as many as one f32v
+
+inline u16half load_half(const bf16* p, int64_t n) {
+  u16half v{};
+  if (n == lanes<float>)
+    __builtin_memcpy(&v, p, sizeof(v));
+  else
+    __builtin_memcpy(&v, p, static_cast<size_t>(n) * sizeof(bf16));
+  return v;
+}
+// The first n <= lanes<float> elements as floats, zeros behind them.
+inline f32v load_widened(const bf16* p, int64_t n) {
+  return (f32v)(__builtin_convertvector(load_half(p, n), u32v) << 16);
+}
+// Rounds to nearest even.
+inline void store_narrowed(bf16* p, f32v v, int64_t n) {
+  const u32v bits = (u32v)v;
+  const u32v rounded = bits + (uint32_t{0x7FFF} + ((bits >> 16) & 1u));
+  const u32v result = (u32v)select(v != v, (i32v)(bits | uint32_t{0x400000}), (i32v)rounded) >> 16;
+  const u16half half = __builtin_convertvector(result, u16half);
+  if (n == lanes<float>)
+    __builtin_memcpy(p, &half, sizeof(half));
+  else
+    __builtin_memcpy(p, &half, static_cast<size_t>(n) * sizeof(bf16));
 }
 
 // Integer-valued floats to integers and back, for |x| < 2^22 (float) or 2^51 (double): adding

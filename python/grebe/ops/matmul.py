@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
-from ..backend import Array, contiguous, empty, kernels, readable
+from ..backend import Array, bfloat16, contiguous, empty, kernels, readable
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import add, mul, unbroadcast
 
@@ -26,6 +26,7 @@ __all__ = [
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
+_DTYPES = (_FLOAT32, _FLOAT64, bfloat16)  # the kernel's
 _NO_ACTIVATION = 0
 
 
@@ -88,9 +89,10 @@ def _check_dtypes(name: str, *arrays: Array) -> None:
     if any(a.dtype != first for a in arrays):
         found = ", ".join(str(a.dtype) for a in arrays)
         raise RuntimeError(f"{name}: all operands must have the same dtype, got {found}")
-    if first != _FLOAT32 and first != _FLOAT64:
+    if first not in _DTYPES:
         raise TypeError(
-            f"{name}: dtype {first} is not supported; expected float32, float64 or an integer"
+            f"{name}: dtype {first} is not supported; expected float32, float64, bfloat16 or an "
+            "integer"
         )
 
 
@@ -149,8 +151,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
     Two vectors [K] give their dot product; a matrix and a vector the matrix-vector product;
     otherwise [..., M, K] times [..., K, N] gives [..., M, N] with the leading dimensions broadcast.
-    float32 and float64 run on grebe's kernel, integers in NumPy; both operands must have the same
-    dtype. D2L section 2.3.
+    float32, float64 and bfloat16 run on grebe's kernel, integers in NumPy; both operands must have
+    the same dtype. bfloat16 is summed in float32 and rounded once. D2L section 2.3.
 
     Raises:
         RuntimeError: the shapes don't fit, or the dtypes differ.
@@ -180,7 +182,7 @@ def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
     """The general case of `matmul`, with errors under the caller's name."""
     a, b = expect_tensor(name, "input", input), expect_tensor(name, "other", other)
     dtype = a.dtype
-    known = dtype is b.dtype and (dtype is _FLOAT32 or dtype is _FLOAT64)
+    known = dtype is b.dtype and dtype in _DTYPES
     integers = not known and dtype == b.dtype and dtype.kind in "iu"
     if not known and not integers:
         _check_dtypes(name, a, b)
@@ -391,7 +393,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``input @ weight.T + bias``: the fully connected layer. D2L section 3.1.
 
     Args:
-        input: [..., in_features], float32 or float64.
+        input: [..., in_features], float32, float64 or bfloat16.
         weight: [out_features, in_features] (or [in_features]: then the last dimension of the
             result is gone), of the same dtype.
         bias: [out_features] (or a 0-d tensor where weight is a vector), or None.
@@ -416,8 +418,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     outputs = w.shape[0]
     dtype = x.dtype
-    known = dtype is _FLOAT32 or dtype is _FLOAT64
-    if not known or w.dtype is not dtype or (b is not None and b.dtype is not dtype):
+    if dtype not in _DTYPES or w.dtype is not dtype or (b is not None and b.dtype is not dtype):
         _check_dtypes("linear", *((x, w) if b is None else (x, w, b)))
     if b is not None:
         if b.shape != (outputs,):
