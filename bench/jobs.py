@@ -118,7 +118,21 @@ def add_case(section: str, case: Case) -> None:
 
 
 for timed_case in BENCH:
-    add_case("matmul" if timed_case.op == "matmul" else "ops", timed_case)
+    add_case("matmul" if timed_case.op in ("matmul", "linear") else "ops", timed_case)
+
+
+def add_bfloat16(case: Case) -> None:
+    @job("matmul", f"{case} bfloat16", flops=case.flops)
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        tensors = [t.to(lib.bfloat16) for t in leaves(lib, case, grad=False)]
+        return forward(lib, case.run, tensors)
+
+
+for timed_case in BENCH:
+    if timed_case.op in ("matmul", "linear") and timed_case.flops:
+        add_bfloat16(timed_case)
 
 # ---- layers: calls that need no reference here, because they are tested elsewhere ----
 

@@ -78,6 +78,22 @@ class positive(normal):
         return [np.asarray(rng.uniform(0.5, 2.0, s)) for s in self.shapes]
 
 
+class laid_out(normal):
+    """Matrices ~ N(0, 1), each stored by rows ("N") or by columns ("T")."""
+
+    def __init__(self, layout: str, *shapes: Shape) -> None:
+        super().__init__(*shapes)
+        self.layout = layout
+        self.label += "," + layout
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        arrays = super().__call__(rng)
+        return [
+            a if how == "N" else a.swapaxes(-1, -2).copy().swapaxes(-1, -2)
+            for a, how in zip(arrays, self.layout, strict=True)
+        ]
+
+
 class given:
     """These very inputs, for edge cases. Their references are not differentiated numerically."""
 
@@ -379,8 +395,45 @@ def timed(
     BENCH.append(Case(op, call, inputs, kwargs, flops=flops, bytes=bytes))
 
 
-for n in (64, 128, 256, 512, 1024, 2048):
-    timed("matmul", "matmul", normal((n, n), (n, n)), flops=2.0 * n**3)
+def timed_matmul(a: Shape, b: Shape, layout: str = "NN") -> None:
+    """A product; where one operand is a vector, its rate is bytes: a matrix is used once."""
+    if len(a) == 1 or len(b) == 1:
+        timed(
+            "matmul", "matmul", laid_out(layout, a, b), bytes=4.0 * float(np.prod(a) + np.prod(b))
+        )
+    else:
+        timed("matmul", "matmul", laid_out(layout, a, b), flops=2.0 * float(np.prod(a)) * b[-1])
+
+
+for n in (32, 64, 128, 256, 512, 1024, 2048, 4096):
+    timed_matmul((n, n), (n, n))
+for n in (128, 512, 1024, 2048):
+    timed_matmul((n, n), (n, n), "NT")
+    timed_matmul((n, n), (n, n), "TN")
+for m in (8, 32):  # skinny
+    timed_matmul((m, 1024), (1024, 256))
+    timed_matmul((m, 4096), (4096, 1024), "NT")
+for m, n in ((1024, 1024), (4096, 8192)):  # one row or column, in a cache and beyond
+    timed_matmul((m,), (m, n))
+    timed_matmul((m,), (m, n), "NT")
+    timed_matmul((n, m), (m,))
+    timed_matmul((n, m), (m,), "TN")
+timed_matmul((512, 32, 32), (512, 32, 32))
+timed_matmul((8, 8, 128, 64), (8, 8, 64, 128), "NT")  # attention's scores
+timed_matmul((8, 8, 128, 128), (8, 8, 128, 64))
+timed_matmul((8, 8, 128, 128), (8, 8, 128, 64), "TN")
+for m, k, n in (
+    (256, 784, 10),
+    (256, 784, 256),
+    (256, 256, 10),
+    (256, 400, 120),
+    (256, 120, 84),
+    (256, 84, 10),
+    (64, 512, 10),
+    (1024, 1024, 1024),
+    (4096, 64, 64),
+):
+    timed("linear", "nn.functional.linear", normal((m, k), (n, k), (n,)), flops=2.0 * m * k * n)
 for n in (10_000, 1_000_000, 10_000_000):
     timed("add", "add", normal((n,), (n,)), bytes=12.0 * n)
     timed("relu", "relu", normal((n,)), bytes=8.0 * n)

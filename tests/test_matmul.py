@@ -200,6 +200,101 @@ def test_kernel_nan_and_inf(size: tuple[int, int, int], layout: str, dtype: Any)
         assert (np.isneginf(x) == np.isneginf(y)).all()
 
 
+# ---- bfloat16 ----
+
+BF16_SIZES = [
+    (1, 1, 1),
+    (3, 4, 5),
+    (1, 9, 7),
+    (9, 1, 7),  # one column
+    (65, 63, 64),
+    (130, 129, 257),  # odd depth
+    (1, 700, 301),  # one row: strips, then beyond 4 MB
+    (1, 9000, 301),
+    (200, 10, 300),  # fewer columns than lanes
+    (48, 64, 1000),  # dots
+    (300, 200, 900),
+    (33, 2100, 1701),  # packed, several k blocks
+    (5, 4, 0),
+]
+
+
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT", "SN", "NS"])
+@pytest.mark.parametrize("size", BF16_SIZES)
+def test_kernel_bfloat16(size: tuple[int, int, int], layout: str) -> None:
+    """Against float64 of the rounded inputs: one rounding, plus float32 errors of the sum."""
+    m, n, k = size
+    a = LAYOUTS[layout[0]](normal(m, k, dtype=grebe.bfloat16))
+    b = LAYOUTS[layout[1]](normal(k, n, dtype=grebe.bfloat16))
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    for with_bias, relu, beta in [(0, 0, 0.0), (1, 0, 0.0), (1, 1, 1.0), (0, 0, -0.5)]:
+        bias = normal(n, dtype=grebe.bfloat16) if with_bias else None
+        c = normal(m, n, dtype=grebe.bfloat16) if beta else np.full((m, n), np.nan, grebe.bfloat16)
+        expected = x @ y
+        if bias is not None:
+            expected += bias.astype(np.float64)
+        if beta:
+            expected += beta * c.astype(np.float64)
+        got = product(a, b, bias, c, bool(relu), beta)
+        scale = np.abs(x) @ np.abs(y) + np.abs(expected) + 1
+        expected = np.maximum(expected, 0) if relu else expected
+        allowed = 2.0**-8 * np.abs(expected) * 1.01 + (4 + k**0.5) * 2.0**-23 * scale
+        assert got.dtype == grebe.bfloat16
+        assert np.all(np.abs(got.astype(np.float64) - expected) <= allowed)
+
+
+def test_bfloat16_rounds_to_nearest_even() -> None:
+    """Products with 1 round the sum 1 + i / 512 as ml_dtypes does; NaN and infinities stay."""
+    values = 1 + np.arange(64) / 512
+    pairs = np.stack([np.ones(64), np.arange(64) / 512], 1).astype(grebe.bfloat16)
+    ones = np.ones((2, 3), grebe.bfloat16)
+    got = product(pairs, ones, None, np.zeros((64, 3), grebe.bfloat16), False, 0.0)
+    assert (got[:, 0] == values.astype(grebe.bfloat16)).all()
+    for special in (np.nan, np.inf, -np.inf):
+        pairs[0, 0] = special
+        got = product(pairs, ones, None, np.zeros((64, 3), grebe.bfloat16), False, 0.0)
+        np.testing.assert_array_equal(got[0].astype(float), [special] * 3)
+    big = np.full((1, 1), 3e38, grebe.bfloat16)
+    two = np.full((1, 1), 2.0, grebe.bfloat16)
+    assert np.isposinf(product(big, two, None, np.zeros_like(big), False, 0.0).astype(float)).all()
+
+
+@pytest.mark.parametrize("shapes", [((9, 33), (33, 17)), ((2, 5, 40), (40, 6)), ((40,), (40, 6)),
+                                    ((6, 40), (40,)), ((3, 4, 40), (3, 40, 5))])  # fmt: skip
+def test_matmul_bfloat16(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    arrays = [normal(*s, dtype=grebe.bfloat16) for s in shapes]
+    half = [grebe.from_numpy(a).requires_grad_() for a in arrays]
+    full = [grebe.from_numpy(a.astype(np.float64)).requires_grad_() for a in arrays]
+    y, z = grebe.matmul(*half), grebe.matmul(*full)
+    assert y.dtype == grebe.bfloat16
+    grad = normal(*y.shape, dtype=grebe.bfloat16)
+    y.backward(grebe.from_numpy(grad))
+    z.backward(grebe.from_numpy(grad.astype(np.float64)))
+    gradients = [(h.grad, f.grad) for h, f in zip(half, full, strict=True)]
+    for got, expected in [(y.detach(), z.detach()), *gradients]:
+        assert got is not None and got.dtype == grebe.bfloat16 and expected is not None
+        np.testing.assert_allclose(
+            got.numpy().astype(float), expected.numpy(), rtol=2**-8, atol=1e-5
+        )
+
+
+def test_linear_bfloat16() -> None:
+    layer = grebe.nn.Linear(784, 10).to(grebe.bfloat16)
+    x = grebe.from_numpy(normal(64, 784, dtype=grebe.bfloat16)).requires_grad_()
+    y = layer(x)
+    y.backward(grebe.ones_like(y))
+    wide = x.array.astype(float), layer.weight.array.astype(float), layer.bias.array.astype(float)
+    ones = np.ones((64, 10))
+    for got, expected in [
+        (y.detach(), wide[0] @ wide[1].T + wide[2]),
+        (x.grad, ones @ wide[1]),
+        (layer.weight.grad, ones.T @ wide[0]),
+        (layer.bias.grad, ones.sum(0)),
+    ]:
+        assert got is not None and got.dtype == grebe.bfloat16
+        np.testing.assert_allclose(got.numpy().astype(float), expected, rtol=2**-8, atol=1e-4)
+
+
 # ---- ops ----
 
 
@@ -247,6 +342,15 @@ def test_matmul_of_views() -> None:
         f(a, b).detach().numpy(), a.detach().numpy().T @ b.detach().numpy().T[:, ::2], atol=1e-13
     )
     assert grebe.autograd.gradcheck(f, (a, b))
+
+
+def test_matmul_of_memory_that_kernels_refuse() -> None:
+    """A field of packed records: strides are no multiple of the item size."""
+    records = np.zeros((6, 5), np.dtype([("tag", np.uint8), ("value", np.float32)]))
+    records["value"] = normal(6, 5)
+    a, b = records["value"], normal(5, 4, dtype=np.float32)
+    got = grebe.matmul(grebe.from_numpy(a), grebe.from_numpy(b)).numpy()
+    np.testing.assert_allclose(got, a @ b, rtol=1e-5, atol=1e-6)
 
 
 def test_matmul_integers() -> None:
@@ -366,6 +470,7 @@ def test_errors() -> None:
         (RuntimeError, r"matmul.*\[\]", lambda: grebe.matmul(a, grebe.tensor(1.0))),
         (RuntimeError, "float32, float64", lambda: grebe.matmul(a, grebe.ones(3, 2).double())),
         (TypeError, "float16", lambda: grebe.matmul(half.transpose(0, 1), half)),
+        (RuntimeError, "bfloat16", lambda: grebe.matmul(a, grebe.ones(3, 2).to(grebe.bfloat16))),
         (TypeError, "matmul: other.*list", lambda: grebe.matmul(a, [1.0])),
         (RuntimeError, r"mm: mat2.*2 dim.*\[3\]", lambda: grebe.mm(a, grebe.ones(3))),
         (RuntimeError, "bmm", lambda: grebe.bmm(grebe.ones(2, 3, 4), grebe.ones(3, 4, 5))),

@@ -7,17 +7,20 @@
 //
 // Six ways, chosen by shape and strides alone, so that a result never depends on threads:
 //   direct      small or skinny, b's rows dense: a is broadcast from where it is, b loaded from
-//               where it is, masked at the right edge; tiles of up to 12 x 1 ... 6 x 4 vectors.
-//   deep        few columns, k so long that b is larger than L2 (the gradient of a weight): as direct,
-//               but in blocks of k, every thread its rows of c.
+//               where it is, masked at the right edge; tiles of up to 12 x 1 ... 6 x 4 vectors,
+//               1 x 24 for one row.
+//   deep        few columns, k so long that b is larger than L2 (the gradient of a weight): as
+//               direct, but in blocks of k, every thread its rows of c.
 //   transposed  b's columns dense: b is transposed once into scratch, then as above.
-//   dots        few rows, both operands dense along k: tiles of 6 x 4 dot products along k.
-//   axpy        one row, b's rows dense: c += 8 rows of b at a time.
+//   dots        few rows or columns, both operands dense along k: tiles of 6 x 4 dot products.
+//   axpy        one row, b's rows dense and beyond 4 MB: c += 8 rows of b at a time.
 //   packed      everything else: gemm.h.
+// bfloat16 is brought into pairs along k (or floats) first and takes the same ways.
 //
 // Floor: 2 m n k flops at the peak of the multiply-add units; with one row or column, the bytes of
-// b once. Measured on Zen 4, one thread (best of a run, share of 108 GFLOP/s): direct 89-100%,
-// transposed 88-95%, dots 95%, packed 91%. docs/kernels/matmul.md has the ratios and what failed.
+// b once. Measured on Zen 4, one thread (best of a run, share of 118 GFLOP/s, bfloat16 of 236):
+// direct 89-97%, transposed 88-95%, dots 80-95%, packed 91%, bfloat16 82-95%; one row 92% of L2's
+// bandwidth, 71% of L3's, 93% of memory's. docs/kernels/matmul.md has the ratios and what failed.
 #include "gemm.h"
 
 namespace grebe::GREBE_ISA {

@@ -506,6 +506,40 @@ PyObject* py_empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return new_array(descr, static_cast<int>(ndim), shape, strided ? strides : nullptr);
 }
 
+// A matrix that the matmul kernel takes as it is?
+bool is_operand(PyObject* o, View* view) {
+  if (!PyArray_CheckExact(o)) return false;
+  PyArrayObject* a = reinterpret_cast<PyArrayObject*>(o);
+  if (PyArray_NDIM(a) != 2 || !PyArray_ISBEHAVED_RO(a) || !dtype_of(a, &view->dtype)) return false;
+  const DType t = view->dtype;
+  if (t != DType::kFloat32 && t != DType::kFloat64 && t != DType::kBFloat16) return false;
+  const int64_t size = PyArray_ITEMSIZE(a);
+  if (PyArray_STRIDE(a, 0) % size || PyArray_STRIDE(a, 1) % size) return false;
+  return to_view(o, view, false, false, Where{"product", "(a, b)"}, 0);
+}
+
+// product(a, b): a @ b of two matrices, on pooled memory. The short way of the most frequent case;
+// NotImplemented for all else: other dimensions or dtypes, shapes that don't fit, odd memory.
+PyObject* py_product(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  In a, b;
+  if (count != 2 || !is_operand(args[0], &a) || !is_operand(args[1], &b) || a.dtype != b.dtype ||
+      a.shape[1] != b.shape[0])
+    Py_RETURN_NOTIMPLEMENTED;
+  const npy_intp shape[2] = {a.shape[0], b.shape[1]};
+  PyArrayObject* first = reinterpret_cast<PyArrayObject*>(args[0]);
+  PyObject* result = new_array(PyArray_DESCR(first), 2, shape, nullptr);
+  Out c;
+  if (!result || !to_view(result, &c, true, false, Where{"product", "(a, b)"}, 0)) return nullptr;
+  bool ok;
+  {
+    GilRelease release(numel(a) + numel(b) + numel(c) >= kReleaseGilFrom);
+    ok = g_table->matmul(a, b, OptIn{}, c, 0, 0.0);
+  }
+  if (ok) return result;
+  Py_DECREF(result);
+  return PyErr_Format(PyExc_MemoryError, "matmul: no memory for scratch space");
+}
+
 // expand(array, shape): a view that repeats dimensions of size 1 (stride 0); new ones in front.
 PyObject* py_expand(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 2 || !PyArray_Check(args[0]) || !PyTuple_Check(args[1]))
@@ -541,6 +575,7 @@ PyMethodDef g_methods[] = {
 #undef BINARY
 #undef OP
     {"empty", fast(py_empty), METH_FASTCALL, "empty(shape, dtype, strides=None)"},
+    {"product", fast(py_product), METH_FASTCALL, "product(a, b) of two matrices"},
     {"expand", fast(py_expand), METH_FASTCALL, "expand(array, shape)"},
     {nullptr, nullptr, 0, nullptr}};
 

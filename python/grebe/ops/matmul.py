@@ -69,14 +69,8 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _product_2d(a: Array, b: Array) -> Array:
-    if type(a) is not np.ndarray:
-        return _product(a, b)
-    y: Array = _cpu.empty((a.shape[0], b.shape[1]), a.dtype)
-    try:
-        _cpu.matmul(a, b, None, y, _NO_ACTIVATION, 0.0)
-    except TypeError:
-        _multiply(a, b, None, y)
-    return y
+    y = _cpu.product(a, b)
+    return _product(a, b) if y is NotImplemented else y
 
 
 def _shapes(*arrays: Array) -> str:
@@ -159,19 +153,10 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         TypeError: an operand is no Tensor or has an unsupported dtype.
     """
     if isinstance(input, TensorBase) and isinstance(other, TensorBase):
-        a, b = input.array, other.array
-        dtype = a.dtype
-        if a.ndim == 2 == b.ndim and dtype is b.dtype and (dtype is _FLOAT32 or dtype is _FLOAT64):
-            m, k = a.shape
-            k_other, n = b.shape
-            if k == k_other:
-                y = _cpu.empty((m, n), dtype)
-                try:
-                    _cpu.matmul(a, b, None, y, 0, 0.0)
-                except TypeError:
-                    _multiply(a, b, None, y)
-                result: Tensor = record(Matmul, y, (input, other), (input, other))
-                return result
+        y = _cpu.product(input.array, other.array)
+        if y is not NotImplemented:
+            result: Tensor = record(Matmul, y, (input, other), (input, other))
+            return result
     return _matmul("matmul", input, other)
 
 
