@@ -1,9 +1,10 @@
 // Convolution in two dimensions: forward, gradient of the input, gradient of the weight and bias.
 //
-// Many channels without groups go to conv_deep.cpp, one channel per group to depthwise.h. Everything
-// else lies here *flat*: the pixels of an output channel, of one image or of several, are one row of
-// numbers, and vectors run along it whatever the width of the maps. For that the input of a job (some
-// output rows of some images) is copied once per column of the kernel:
+// Many channels without groups go to conv_deep.cpp; forward and the input gradient with stride 1 of
+// one channel per group to depthwise.h. Everything else lies here *flat*: the pixels of an output
+// channel, of one image or of several, are one row of numbers, and vectors run along it whatever the
+// width of the maps. For that the input of a job (some output rows of some images) is copied once per
+// column of the kernel:
 //   columns[channel, kernel column][row phase][row][image][output column]
 // With the rows of all images side by side, a kernel row is one constant offset too, so that
 //   forward      y[out][p] = bias + sum over k of w[out][k] * columns[p + offset(k)]
@@ -18,6 +19,7 @@
 //
 // Floor: one multiply-add per lane and cycle; measured shares in docs/kernels/conv.md.
 #include "conv_deep.h"
+#include "depthwise.h"
 #include "window.h"
 
 #include <type_traits>
@@ -389,6 +391,12 @@ struct Forward {
 
 template <class T>
 bool forward(const Problem& p, In x, In w, OptIn bias, Out y, bool relu) {
+  if (p.in_channels == 1 && p.groups > 1) {
+    Depthwise<T> f{p.window,      p.batch,    p.groups,   p.out_channels, false,
+                   relu,          data<T>(x), data<T>(w), data<T>(bias),  strides_of(x),
+                   strides_of(y), data<T>(y), nullptr};
+    return f.run();
+  }
   const Columns<T> columns = columns_of<T>(p, x);
   const int64_t images = images_per_job<T>(p.pixels(), p.batch);
   const int64_t bytes = columns.row_bytes(images);
@@ -574,8 +582,39 @@ struct GradInput {
   }
 };
 
+// With stride 1 and one channel per group: a convolution of the gradient.
+template <class T>
+bool depthwise_grad_input(const Problem& p, In grad, In w, Out gx) {
+  const Window& g = p.window;
+  const Window reverse = {g.out_h,
+                          g.out_w,
+                          g.in_h,
+                          g.in_w,
+                          g.kernel_h,
+                          g.kernel_w,
+                          1,
+                          1,
+                          (g.kernel_h - 1) * g.dilation_h - g.pad_h,
+                          (g.kernel_w - 1) * g.dilation_w - g.pad_w,
+                          g.dilation_h,
+                          g.dilation_w};
+  Depthwise<T> f{reverse,        p.batch,       p.groups,   1,       true,
+                 false,          data<T>(grad), data<T>(w), nullptr, strides_of(grad),
+                 strides_of(gx), data<T>(gx),   nullptr};
+  return f.run();
+}
+
+// Can it be written as one? Padding must not be negative.
+bool is_reversible(const Problem& p) {
+  const Window& g = p.window;
+  return p.in_channels == 1 && p.out_channels == 1 && p.groups > 1 && g.stride_h == 1 &&
+         g.stride_w == 1 && g.pad_h <= (g.kernel_h - 1) * g.dilation_h &&
+         g.pad_w <= (g.kernel_w - 1) * g.dilation_w;
+}
+
 template <class T>
 bool grad_input(const Problem& p, In grad, In w, Out gx) {
+  if (is_reversible(p)) return depthwise_grad_input<T>(p, grad, w, gx);
   const Window& g = p.window;
   const int64_t images = images_per_job<T>(g.out_w, p.batch);
   const int64_t bytes = p.out_channels * images * g.out_w * static_cast<int64_t>(sizeof(T));
