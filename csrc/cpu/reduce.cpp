@@ -368,17 +368,6 @@ bool has_short_rows(const Plan& p) {
          p.count <= kShortVectors * lanes<T> && p.count > 1 && p.outputs >= lanes<T>;
 }
 
-// Lane i of the result: all lanes of r[i] combined, in the same order for each i.
-template <class P, class T>
-inline vec<T> across_each(vec<T>* r) {
-#pragma GCC unroll 4
-  for (int n = lanes<T> / 2; n >= 1; n /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < n; ++i)
-      r[i] = merge<P>(zip<T, false>(r[i], r[i + n]), zip<T, true>(r[i], r[i + n]));
-  return r[0];
-}
-
 template <class T>
 inline vec<T> scaled(vec<T> v, double scale) {
   if constexpr (sizeof(T) == 4) {
@@ -406,7 +395,7 @@ void reduce_short(const T* x, int64_t stride, int64_t n, int64_t rows, const T* 
     for (int64_t j = 0; j < whole; j += L) a = P::step(a, load(row + j), c);
     acc[i] = select(tail, P::step(a, load_n(row + whole, n - whole), c), a);
   }
-  const vec<T> all = across_each<P, T>(acc);
+  const vec<T> all = combine_each<T>(acc, [](vec<T> a, vec<T> b) { return merge<P>(a, b); });
   store_upto(y, P::kAdds ? scaled<T>(all, scale) : all, rows);
 }
 

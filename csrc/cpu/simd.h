@@ -467,6 +467,30 @@ inline scalar<V> hmin(V v) {
   return combine_lanes<half_lanes<V>>(v, [](V a, V b) { return min_nan(a, b); })[0];
 }
 
+// Interleaves the low (high) halves of a and b: a0 b0 a1 b1 ...
+template <bool kHigh, class V, size_t... I>
+inline V zip(V a, V b, std::index_sequence<I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(
+      a, b, ((kHigh ? n / 2 : 0) + static_cast<int>(I) / 2 + static_cast<int>(I) % 2 * n)...);
+}
+template <class T, bool kHigh>
+inline vec<T> zip(vec<T> a, vec<T> b) {
+  return zip<kHigh>(a, b, std::make_index_sequence<lanes<T>>{});
+}
+
+// Lane i of the result: all lanes of r[i] combined by f, in the same order as combine_lanes does it.
+// r holds lanes<T> vectors and is overwritten.
+template <class T, class F>
+inline vec<T> combine_each(vec<T>* r, const F& f) {
+#pragma GCC unroll 4
+  for (int n = lanes<T> / 2; n >= 1; n /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i)
+      r[i] = f(zip<T, false>(r[i], r[i + n]), zip<T, true>(r[i], r[i + n]));
+  return r[0];
+}
+
 // ---- conversion ----
 
 struct f64pair {

@@ -5,7 +5,9 @@
 // time, and nothing is ever combined across lanes.
 //
 // Everything starts from (reference, sum): the largest element and the sum of exp(x - reference).
-// Rows up to kOnlineFrom are read twice (from cache), longer ones once, block by block: the sum is
+// Rows up to kGroupUpTo go in groups of as many as a vector has lanes, which hides the latency of
+// the maximum and the sum and takes one logarithm or division for all; rows from kSplitFrom on are
+// cut into pieces that threads share. Rows up to kOnlineFrom are read twice (from cache), longer ones once, block by block: the sum is
 // rescaled when a block raises the reference. Blocks are summed in T, their sums in double.
 // Cross entropy keeps only these two numbers per row; backward makes exp(x - reference) again,
 // subtracts the target and scales, in one pass. They are kept apart, not as their log-sum-exp,
@@ -23,7 +25,6 @@ namespace grebe::GREBE_ISA {
 namespace {
 
 constexpr int64_t kOnlineFrom = 4096;  // elements: from here on a row does not stay in L1
-constexpr int64_t kStoreFrom = 65536;  // elements: from here on exp again is cheaper than a reload
 constexpr int kTile = 4;  // vectors side by side for inner > 1
 
 template <class T>
@@ -97,6 +98,24 @@ Exponentials<T> row_exponentials_online(const T* x, int64_t n) {
   return {reference, static_cast<T>(sum)};
 }
 
+// Pieces of a long row, put together in their order.
+template <class T>
+Exponentials<T> row_exponentials_split(const T* x, int64_t n) {
+  Exponentials<T> parts[kParts] = {};
+  for_each_piece(n, [&](int64_t i, int64_t begin, int64_t end) {
+    parts[i] = row_exponentials_online(x + begin, end - begin);
+  });
+  T top = -kInfinity<T>;
+  for (const auto& p : parts)
+    if (p.sum != 0 && p.reference > top) top = p.reference;
+  if (top == -kInfinity<T>) top = 0;
+  double sum = 0;
+  for (const auto& p : parts)
+    if (p.sum != 0)
+      sum += static_cast<double>(p.sum) * static_cast<double>(exp_of(p.reference - top));
+  return {top, static_cast<T>(sum)};
+}
+
 template <class T>
 T row_reference(const T* x, int64_t n) {
   const T top = row_max(x, n);
@@ -105,6 +124,7 @@ T row_reference(const T* x, int64_t n) {
 
 template <class T>
 Exponentials<T> row_exponentials(const T* x, int64_t n) {
+  if (n >= kSplitFrom) return row_exponentials_split(x, n);
   if (n >= kOnlineFrom) return row_exponentials_online(x, n);
   const T reference = row_reference(x, n);
   const vec<T> r = splat(reference);
@@ -118,8 +138,9 @@ T log_sum_exp(const Exponentials<T>& e) {
 
 template <class T>
 void softmax_row(const T* x, T* y, int64_t n) {
-  if (n >= kStoreFrom) {
-    const Exponentials<T> e = row_exponentials_online(x, n);
+  if (n >= kSplitFrom) {
+    // exp once more is cheaper than a reload of y.
+    const Exponentials<T> e = row_exponentials_split(x, n);
     const vec<T> r = splat(e.reference), s = splat(1 / e.sum);
     row_map(x, y, n, [=](vec<T> v, int64_t, int64_t) { return exp(v - r) * s; });
     return;
@@ -142,6 +163,79 @@ void log_softmax_row(const T* x, T* y, int64_t n) {
   const Exponentials<T> e = row_exponentials(x, n);
   const vec<T> r = splat(e.reference), s = splat(log_of(e.sum));
   row_map(x, y, n, [=](vec<T> v, int64_t, int64_t) { return v - r - s; });
+}
+
+// ---- groups of short rows ----
+
+// Lane i belongs to row i of the group.
+template <class T>
+struct GroupExponentials {
+  vec<T> reference, sum;
+};
+
+// seen(row, offset, exponentials, valid lanes)
+template <class T, class F>
+GroupExponentials<T> group_exponentials(const T* x, int64_t n, int64_t rows, const F& seen) {
+  const vec<T> top = group_combine(
+      n, rows, -kInfinity<T>,
+      [=](int64_t, int64_t at, int64_t valid) { return load_upto(x + at, valid); },
+      [](vec<T> a, vec<T> b) { return max(a, b); });
+  const vec<T> reference = select(top == splat(-kInfinity<T>), vec<T>{}, top);
+  T each[lanes<T>];
+  store(each, reference);
+  const vec<T> sum = group_sum<T>(n, rows, [&](int64_t i, int64_t at, int64_t valid) {
+    const vec<T> e = exp(load_upto(x + at, valid) - splat(each[i]));
+    seen(i, at, e, valid);
+    return e;
+  });
+  return {reference, sum};
+}
+template <class T>
+GroupExponentials<T> group_exponentials(const T* x, int64_t n, int64_t rows) {
+  return group_exponentials(x, n, rows, [](int64_t, int64_t, vec<T>, int64_t) {});
+}
+
+template <class T>
+void softmax_group(const T* x, T* y, int64_t n, int64_t rows) {
+  T factors[lanes<T>];
+  const auto keep = [=](int64_t, int64_t at, vec<T> e, int64_t valid) {
+    store_upto(y + at, e, valid);
+  };
+  store(factors, 1 / group_exponentials(x, n, rows, keep).sum);
+  for (int64_t i = 0; i < rows; ++i) {
+    const vec<T> s = splat(factors[i]);
+    range_map(y + i * n, y + i * n, 0, n, [=](vec<T> v, int64_t, int64_t) { return v * s; });
+  }
+}
+
+template <class T>
+void log_softmax_group(const T* x, T* y, int64_t n, int64_t rows) {
+  const GroupExponentials<T> e = group_exponentials(x, n, rows);
+  T references[lanes<T>], logs[lanes<T>];
+  store(references, e.reference);
+  store(logs, log(e.sum));
+  for (int64_t i = 0; i < rows; ++i) {
+    const vec<T> r = splat(references[i]), s = splat(logs[i]);
+    range_map(x + i * n, y + i * n, 0, n, [=](vec<T> v, int64_t, int64_t) { return v - r - s; });
+  }
+}
+
+template <class T>
+void softmax_backward_group(const T* g, const T* y, T* gx, int64_t n, int64_t rows,
+                            bool logarithm) {
+  T sums[lanes<T>];
+  store(sums, group_sum<T>(n, rows, [=](int64_t, int64_t at, int64_t valid) {
+          const vec<T> v = load_upto(g + at, valid);
+          return logarithm ? v : v * load_upto(y + at, valid);
+        }));
+  for (int64_t i = 0; i < rows; ++i) {
+    const vec<T> s = splat(sums[i]);
+    const T* row = y + i * n;
+    range_map(g + i * n, gx + i * n, 0, n, [=](vec<T> v, int64_t j, int64_t valid) {
+      const vec<T> u = load_upto(row + j, valid);
+      return logarithm ? v - exp(u) * s : (v - s) * u;
+    });
+  }
 }
 
 // ---- tiles of columns ----
@@ -234,6 +328,13 @@ template <class T>
 void softmax_any(In input, Out output, const Layout& a, bool logarithm) {
   const T* x = data<T>(input);
   T* y = data<T>(output);
+  if (a.inner == 1 && a.n <= kGroupUpTo) {
+    for_each_group<T>(a.outer, a.n, [=](int64_t i, int64_t rows) {
+      logarithm ? log_softmax_group(x + i * a.n, y + i * a.n, a.n, rows)
+                : softmax_group(x + i * a.n, y + i * a.n, a.n, rows);
+    });
+    return;
+  }
   if (a.inner == 1) {
     for_each_row(a.outer, a.n, [=](int64_t i) {
       logarithm ? log_softmax_row(x + i * a.n, y + i * a.n, a.n)
@@ -260,6 +361,14 @@ template <class T>
 void logsumexp_any(In input, Out output, const Layout& a) {
   const T* x = data<T>(input);
   T* lse = data<T>(output);
+  if (a.inner == 1 && a.n <= kGroupUpTo) {
+    for_each_group<T>(a.outer, a.n, [=](int64_t i, int64_t rows) {
+      const GroupExponentials<T> e = group_exponentials(x + i * a.n, a.n, rows);
+      const vec<T> r = e.reference;
+      store_upto(lse + i, select(r == splat(kInfinity<T>), r, r + log(e.sum)), rows);
+    });
+    return;
+  }
   if (a.inner == 1) {
     for_each_row(a.outer, a.n,
                  [=](int64_t i) { lse[i] = log_sum_exp(row_exponentials(x + i * a.n, a.n)); });
@@ -317,6 +426,13 @@ template <class T>
 void softmax_backward_any(In grad, In output, Out grad_input, const Layout& a, bool logarithm) {
   const T *g = data<T>(grad), *y = data<T>(output);
   T* gx = data<T>(grad_input);
+  if (a.inner == 1 && a.n <= kGroupUpTo) {
+    for_each_group<T>(a.outer, a.n, [=](int64_t i, int64_t rows) {
+      const int64_t at = i * a.n;
+      softmax_backward_group(g + at, y + at, gx + at, a.n, rows, logarithm);
+    });
+    return;
+  }
   if (a.inner == 1) {
     for_each_row(a.outer, a.n, [=](int64_t i) {
       const int64_t at = i * a.n;
@@ -450,20 +566,35 @@ T row_gap(const T* x, int64_t n, T reference, const T* weight) {
   });
 }
 
+// Loss of position i, whose row is `x`.
+template <class T>
+T label_loss(const T* x, int64_t n, const Targets<T>& t, int64_t i, T reference, T log_sum) {
+  if (t.ignored(i)) return 0;
+  const T loss = t.on_label * t.label_weight(i) * (log_sum - (x[t.labels[i]] - reference));
+  if (t.on_all == 0) return loss;
+  return loss + t.on_all * (t.weight_total * log_sum + row_gap(x, n, reference, t.weight));
+}
+
 // stats: reference of every position, then sum of every position.
 template <class T>
 void cross_entropy_rows(const T* x, T* stats, T* loss, const Layout& a, const Targets<T>& t) {
+  if (a.n <= kGroupUpTo) {
+    for_each_group<T>(a.outer, a.n, [&](int64_t i, int64_t rows) {
+      const GroupExponentials<T> e = group_exponentials(x + i * a.n, a.n, rows);
+      store_upto(stats + i, e.reference, rows);
+      store_upto(stats + a.outer + i, e.sum, rows);
+      T logs[lanes<T>];
+      store(logs, log(e.sum));
+      for (int64_t k = i; k < i + rows; ++k)
+        loss[k] = label_loss(x + k * a.n, a.n, t, k, stats[k], logs[k - i]);
+    });
+    return;
+  }
   for_each_row(a.outer, a.n, [&](int64_t i) {
-    const T* row = x + i * a.n;
-    const Exponentials<T> e = row_exponentials(row, a.n);
+    const Exponentials<T> e = row_exponentials(x + i * a.n, a.n);
     stats[i] = e.reference;
     stats[a.outer + i] = e.sum;
-    loss[i] = 0;
-    if (t.ignored(i)) return;
-    const T log_sum = log_of(e.sum);
-    loss[i] = t.on_label * t.label_weight(i) * (log_sum - (row[t.labels[i]] - e.reference));
-    if (t.on_all != 0)
-      loss[i] += t.on_all * (t.weight_total * log_sum + row_gap(row, a.n, e.reference, t.weight));
+    loss[i] = label_loss(x + i * a.n, a.n, t, i, e.reference, log_of(e.sum));
   });
 }
 

@@ -38,18 +38,6 @@ inline void fill(T* p, int64_t n, T value) {
   for (; i < n; ++i) p[i] = value;
 }
 
-// Interleaves the low (high) halves of a and b: a0 b0 a1 b1 ...
-template <bool kHigh, class V, size_t... I>
-inline V zip(V a, V b, std::index_sequence<I...>) {
-  constexpr int n = sizeof...(I);
-  return __builtin_shufflevector(
-      a, b, ((kHigh ? n / 2 : 0) + static_cast<int>(I) / 2 + static_cast<int>(I) % 2 * n)...);
-}
-template <class T, bool kHigh>
-inline vec<T> zip(vec<T> a, vec<T> b) {
-  return zip<kHigh>(a, b, std::make_index_sequence<lanes<T>>{});
-}
-
 // Transposes a square of lanes x lanes: log2(lanes) rounds of interleaving.
 template <class T>
 inline void transpose_square(vec<T>* r) {
