@@ -256,14 +256,12 @@ def main() -> None:
         "threads": arguments.threads,
         "isa": workers[0].facts["isa"],
     }
-    table = []
     for index, job in enumerate(JOBS):
         if re.search(arguments.ops, f"{job.section} {job.name} {job.mode}"):
             rows = rows_of(job, workers, measure(workers, index, arguments.seconds), peak)
             show(rows)
-            table += [{**common, **row} for row in rows]
-    if arguments.out and table:
-        write(arguments.out, table)
+            if arguments.out:
+                write(arguments.out, [{**common, **row} for row in rows])
 
 
 def write(path: Path, table: list[dict[str, Any]]) -> None:
