@@ -9,7 +9,8 @@ import pytest
 
 import grebe
 from grebe.autograd import gradcheck, gradgradcheck
-from grebe.ops.conv import conv1d, conv2d, conv2d_input, conv2d_weight, conv_transpose2d
+from grebe.nn.grad import conv2d_input, conv2d_weight
+from grebe.ops.conv import conv1d, conv2d, conv_transpose2d
 from reference import REFERENCES
 
 Array = np.ndarray[Any, np.dtype[Any]]

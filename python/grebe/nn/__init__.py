@@ -1,6 +1,6 @@
 """Neural network layers under PyTorch's names: ``grebe.nn.Linear``, ``grebe.nn.functional``."""
 
-from . import functional, init, modules, parameter, utils
+from . import functional, grad, init, modules, parameter, utils
 from .modules import *  # noqa: F403
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 
@@ -11,6 +11,7 @@ vars()["__all__"] = [  # as in modules/__init__.py
     "UninitializedBuffer",
     "UninitializedParameter",
     "functional",
+    "grad",
     "init",
     "modules",
     "parameter",
