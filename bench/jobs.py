@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from onnx_jobs import Node, node_of
+
 from cases import BENCH, Case, Inputs, normal, with_labels
 from reference import REFERENCES
 from twin import models_of
@@ -39,6 +41,7 @@ class Job:
     samples: int = 0
     case: Case | None = None
     images: bool = False  # 4-D tensors: worth trying channels-last
+    onnx: Node | None = None  # the same for ONNX Runtime
 
     def runs_in(self, mode: str) -> bool:
         """Whether the job tells more in this mode of PyTorch than without."""
@@ -103,7 +106,15 @@ def add_case(section: str, case: Case) -> None:
 
     with_images = "pool" in case.op or case.op in ("batch_norm", "group_norm")
 
-    @job(section, str(case), flops=case.flops, bytes=case.bytes, case=case, images=with_images)
+    @job(
+        section,
+        str(case),
+        flops=case.flops,
+        bytes=case.bytes,
+        case=case,
+        images=with_images,
+        onnx=node_of(case),
+    )
     def prepare(lib: ModuleType) -> Call | None:
         if lib is np:
             inputs = case.draw(np.float32)
@@ -167,15 +178,18 @@ CONVS = [  # batch, channels, size; filters, kernel, stride, groups
 ]
 for n, c, size, o, k, stride, groups in CONVS:
     out = (size - 1) // stride + 1
+    inputs = normal((n, c, size, size), (o, c // groups, k, k), (o,))
+    attributes = {"strides": [stride] * 2, "pads": [k // 2] * 4, "group": groups}
     add_layer(
         "conv",
         f"conv2d {n}x{c}x{size}x{size}, {o} of {k}x{k}, stride {stride}, {groups} groups",
-        normal((n, c, size, size), (o, c // groups, k, k), (o,)),
+        inputs,
         lambda lib, x, w, b, k=k, s=stride, g=groups: lib.nn.functional.conv2d(
             x, w, b, s, k // 2, 1, g
         ),
         flops=2.0 * n * o * out * out * c // groups * k * k,
         images=True,
+        onnx=Node("Conv", inputs, attributes),
     )
 
 for rows, classes in ((256, 10), (4096, 1000), (1024, 50257)):
@@ -207,6 +221,38 @@ for n in (1_000_000, 10_000_000):
         lambda lib, x: lib.nn.functional.dropout(x, 0.5),
         bytes=8.0 * n,
     )
+
+# ---- recurrent layers ----
+
+
+def add_recurrent(kind: str, gates: int, steps: int, batch: int, size: int, hidden: int) -> None:
+    """An LSTM or GRU layer over whole sequences: two jobs."""
+    rows, shape = gates * hidden, (steps, batch, size)
+    name, attributes = f"{kind} {steps}x{batch}x{size}, {hidden} units", {"hidden_size": hidden}
+    if kind == "GRU":
+        attributes["linear_before_reset"] = 1
+    inputs = normal(shape, (1, rows, size), (1, rows, hidden), (1, 2 * rows), scale=0.1)
+    work = 2.0 * steps * batch * rows * (size + hidden)
+
+    @job("recurrent", name, flops=work, onnx=Node(kind, inputs, attributes))
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        layer = getattr(lib.nn, kind)(size, hidden).requires_grad_(False)
+        return forward(lib, lambda lib, x: layer(x)[0], tensors_of(lib, noise((shape,))))
+
+    @job("recurrent", name, "forward+backward")
+    def prepare_both(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        layer = getattr(lib.nn, kind)(size, hidden)
+        tensors = [*tensors_of(lib, noise((shape,)), grad=True), *layer.parameters()]
+        return both(lib, lambda lib, x, *_: layer(x)[0], tensors)
+
+
+for sizes in ((35, 32, 256, 256), (32, 1024, 28, 32), (35, 1, 256, 256)):
+    add_recurrent("LSTM", 4, *sizes)
+    add_recurrent("GRU", 3, *sizes)
 
 # ---- optimizers: one step over ResNet-18's parameters, and over many small tensors ----
 
