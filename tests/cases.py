@@ -361,6 +361,67 @@ CASES += [
     for label, rows in ROW_EDGES
 ]
 
+# ---- attention ----
+ATTENTION = "nn.functional.scaled_dot_product_attention"
+
+
+class heads_of(normal):
+    """q [B, H, L, D], k [B, G, S, D], v [B, G, S, E] and, if `mask` names a shape, a mask."""
+
+    def __init__(
+        self, b: int, h: int, g: int, n: int, s: int, d: int, e: int, mask: str = "",
+        *mask_shape: int,
+    ) -> None:  # fmt: skip
+        super().__init__((b, h, n, d), (b, g, s, d), (b, g, s, e))
+        self.mask, self.mask_shape = mask, mask_shape
+        self.label += f",{mask}{'x'.join(map(str, mask_shape))}" if mask else ""
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        arrays = super().__call__(rng)
+        if self.mask == "bool":
+            kept = rng.random(self.mask_shape) < 0.7
+            kept[..., 0] = True
+            arrays.append(kept)
+        elif self.mask:
+            arrays.append(rng.standard_normal(self.mask_shape))
+        return arrays
+
+
+# Lengths around strips (6), vectors, blocks of keys (192, 256) and of queries (96, 192), few rows
+# (6) and chunks of a long cache (1024); sizes of heads around vectors and panels.
+CASES += [
+    Case("attention", ATTENTION, heads_of(*s), {"is_causal": causal} | kwargs, floor=32)
+    for causal in (False, True)
+    for s, kwargs in [
+        ((1, 1, 1, 1, 1, 1, 1), {}),
+        ((2, 3, 3, 1, 31, 8, 8), {}),
+        ((1, 2, 2, 31, 1, 16, 5), {"scale": 0.0}),
+        ((1, 2, 2, 32, 32, 64, 64), {"scale": -0.5}),
+        ((2, 1, 1, 33, 33, 17, 15), {}),
+        ((1, 2, 2, 6, 193, 33, 64), {}),
+        ((1, 2, 2, 7, 257, 80, 96), {}),
+        ((1, 1, 1, 257, 191, 24, 256), {}),
+        ((1, 1, 1, 200, 600, 8, 65), {}),
+        ((1, 6, 2, 1, 1030, 40, 8), {"enable_gqa": True}),
+        ((2, 4, 1, 3, 2100, 16, 16), {"enable_gqa": True}),
+        ((1, 4, 2, 98, 70, 32, 48), {"enable_gqa": True}),
+        ((2, 2, 2, 0, 3, 4, 4), {}),
+        ((0, 2, 2, 3, 3, 4, 4), {}),
+    ]
+    if not (causal and s[3] == 1 < s[4])  # one key is seen: the gradients are rounding errors
+]
+CASES += [
+    Case("attention", ATTENTION, heads_of(*s))
+    for s in [
+        (2, 3, 3, 5, 33, 8, 8, "bool", 5, 33),
+        (2, 2, 2, 40, 300, 16, 16, "bool", 2, 1, 1, 300),
+        (2, 3, 3, 5, 33, 8, 8, "added", 2, 3, 5, 33),
+        (2, 2, 2, 40, 300, 16, 16, "added", 40, 300),
+        (2, 2, 2, 40, 30, 16, 16, "added", 2, 1, 40, 1),
+        (3, 2, 2, 9, 200, 16, 16, "added", 2, 1, 200),
+    ]
+]
+
 # ---- embedding ----
 # Columns around the vector widths and the blocks of eight vectors; few rows, often repeated; more
 # work than one thread gets; a gradient large enough to be written past the caches.
@@ -400,6 +461,13 @@ def timed(
     BENCH.append(Case(op, call, inputs, kwargs, flops=flops, bytes=bytes))
 
 
+def timed_attention(b: int, h: int, n: int, s: int, d: int, **kwargs: Any) -> None:
+    work = 4.0 * b * h * n * s * d * (0.5 if kwargs.get("is_causal") else 1)
+    one_query = 8.0 * b * h * s * d if n == 1 else 0.0
+    timed("attention", ATTENTION, heads_of(b, h, h, n, s, d, d), flops=work, bytes=one_query,
+          **kwargs)  # fmt: skip
+
+
 def timed_matmul(a: Shape, b: Shape, layout: str = "NN") -> None:
     """A product; where one operand is a vector, its rate is bytes: a matrix is used once."""
     if len(a) == 1 or len(b) == 1:
@@ -427,6 +495,12 @@ timed_matmul((512, 32, 32), (512, 32, 32))
 timed_matmul((8, 8, 128, 64), (8, 8, 64, 128), "NT")  # attention's scores
 timed_matmul((8, 8, 128, 128), (8, 8, 128, 64))
 timed_matmul((8, 8, 128, 128), (8, 8, 128, 64), "TN")
+for shape in ((8, 8, 128, 128, 64), (4, 12, 1024, 1024, 64), (1, 8, 4096, 4096, 64)):
+    timed_attention(*shape)
+    timed_attention(*shape, is_causal=True)
+timed_attention(8, 8, 128, 128, 64, dropout_p=0.1)
+timed_attention(4, 12, 1024, 1024, 64, dropout_p=0.1)
+timed_attention(1, 8, 1, 4096, 64)
 for m, k, n in (
     (256, 784, 10),
     (256, 784, 256),

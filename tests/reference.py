@@ -625,6 +625,58 @@ class LogSumExp:
         return (g * np.exp(x - log_sum_exp(x, dim)),)
 
 
+# ---- attention ----
+
+
+@reference("attention")
+class Attention:
+    """q [..., H, L, D], k and v with H or fewer heads; a mask is added or, if bool, selects."""
+
+    @staticmethod
+    def weights(
+        q: Array, k: Array, mask: Array | None, is_causal: bool, scale: float | None
+    ) -> tuple[Array, Array, float]:
+        scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        k = k.repeat(q.shape[-3] // k.shape[-3], -3) if q.ndim > 2 else k
+        scores = q @ k.swapaxes(-1, -2) * q.dtype.type(scale)
+        if mask is not None:
+            scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+        if is_causal:
+            scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+        e = np.exp(scores - scores.max(-1, keepdims=True, initial=-1e30))
+        return e / e.sum(-1, keepdims=True), k, scale
+
+    @staticmethod
+    def forward(
+        q: Array, k: Array, v: Array, mask: Array | None = None, is_causal: bool = False,
+        scale: float | None = None, enable_gqa: bool = False,
+    ) -> Array:  # fmt: skip
+        p, _, _ = Attention.weights(q, k, mask, is_causal, scale)
+        return p @ (v.repeat(q.shape[-3] // v.shape[-3], -3) if q.ndim > 2 else v)
+
+    @staticmethod
+    def backward(
+        dy: Array, q: Array, k: Array, v: Array, mask: Array | None = None,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> tuple[Array | None, ...]:  # fmt: skip
+        p, keys, factor = Attention.weights(q, k, mask, is_causal, scale)
+        group = q.shape[-3] // k.shape[-3] if q.ndim > 2 else 1
+        values = v.repeat(group, -3) if q.ndim > 2 else v
+        dp = dy @ values.swapaxes(-1, -2)
+        ds = p * (dp - (p * dp).sum(-1, keepdims=True))
+        factor = q.dtype.type(factor)
+
+        def of_group(grad: Array, shape: tuple[int, ...]) -> Array:
+            return grad.reshape(*shape[:-2], group, *shape[-2:]).sum(-3)
+
+        dk = of_group(ds.swapaxes(-1, -2) @ q * factor, k.shape)
+        dv = of_group(p.swapaxes(-1, -2) @ dy, v.shape)
+        gradients = (ds @ keys * factor, dk, dv)
+        if mask is None:
+            return gradients
+        return (*gradients, None if mask.dtype == bool else unbroadcast(ds, mask.shape))
+
+
 # ---- embedding ----
 
 

@@ -1,6 +1,6 @@
 """Neural network layers under PyTorch's names: ``grebe.nn.Linear``, ``grebe.nn.functional``."""
 
-from . import functional, grad, init, modules, parameter, utils
+from . import attention, functional, grad, init, modules, parameter, utils
 from .modules import *  # noqa: F403
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 

@@ -17,6 +17,7 @@ from .._cpu import Node, record, wrap
 from ..autograd import grad_enabled, no_grad
 from ..backend import empty
 from ..dtypes import is_floating
+from ..ops.attention import scaled_dot_product_attention
 from ..ops.conv import conv1d, conv2d, conv_transpose2d
 from ..ops.dropout import dropout, dropout1d, dropout2d
 from ..ops.elementwise import clamp, gelu, logsigmoid, sigmoid, softplus, tanh, where
@@ -104,6 +105,7 @@ __all__ = [
     "relu",
     "relu6",
     "rms_norm",
+    "scaled_dot_product_attention",
     "selu",
     "sigmoid",
     "silu",

@@ -5,10 +5,12 @@ Kernel: `dropout` in csrc/cpu/random.cpp. Srivastava et al., 2014; D2L section 5
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .._cpu import Node, record, wrap
-from ..backend import contiguous, empty, kernels
+from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor, assign, expect_tensor
 from .random import default_generator
 from .softmax import check_floating, is_half
@@ -33,9 +35,19 @@ def _masked(input: Tensor, p: float, seed: int, offset: int) -> Tensor:
     return record(Dropout, y, (input,), (p, seed, offset))
 
 
-def _check_p(name: str, p: float) -> None:
+def check_p(name: str, p: float) -> None:
+    """ValueError unless `p` is a probability."""
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{name}: dropout probability has to be between 0 and 1, but got {p}")
+
+
+def dropout_mask(
+    shape: tuple[int, ...], dtype: np.dtype[Any], p: float, seed: int, offset: int
+) -> Array:
+    """What `dropout` multiplies by."""
+    ones = np.ones(shape, dtype)
+    kernels(ones).dropout(ones, ones, p, seed, offset)
+    return ones
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -56,7 +68,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     """
     x = expect_tensor("dropout", "input", input)
     check_floating("dropout", "input", x)
-    _check_p("dropout", p)
+    check_p("dropout", p)
     if not training or p == 0:
         return input
     if is_half(x.dtype):
@@ -72,7 +84,7 @@ def _feature_dropout(
     """Dropout of whole channels: of dimension 1, or 0 for a single example."""
     x = expect_tensor(name, "input", input)
     check_floating(name, "input", x)
-    _check_p(name, p)
+    check_p(name, p)
     if x.ndim not in ndims:
         raise ValueError(f"{name}: expected {ndims[0]}-D or {ndims[1]}-D input, got {x.ndim}-D")
     if not training or p == 0:

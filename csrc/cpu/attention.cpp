@@ -1,0 +1,731 @@
+// Scaled dot product attention, forward and backward, without the [L, S] matrix of weights.
+//
+//   y_i = sum_j p_ij v_j,  p_i = softmax_j(score_ij),  score_ij = modify(scale q_i . k_j) + mask_ij
+//
+// Forward (online softmax: Milakov, Gimelshein 2018; Dao et al. 2022): a task is up to
+// kBlockQueries queries of one head. It goes over blocks of kBlockKeys keys; K^T of a block is
+// packed into panels, [depth][kCols keys], and stays in L2 with the block of V, which is read where
+// it is. Within the block, strips of kRows queries: scores of the strip (6 KB, L1), their maximum,
+// exp, then the strip times V is added to the output, which is scaled where the maximum has grown.
+// Keys that no row of the strip sees are not computed.
+// Few rows (decoding): packing K would cost more than the product, so scores are dot products with
+// the keys where they are, all heads of a group at once, and long caches are cut in chunks of
+// kChunkKeys whose results are combined.
+//
+// Backward: a task is a chunk of the keys of one head (of a group: dk and dv add up over it). For
+// each block of keys, blocks of queries: p = exp(score - lse) and dp = dy V^T in two buffers, then
+// ds = p (dp - sum_j p dp), and three products: dv += p^T dy, dk += ds^T q, dq += ds k. Heads that
+// are too few for the threads are cut in chunks of keys, each with a dq of its own, added in order.
+//
+// Which keys, chunks and orders: by shapes alone, so that results do not depend on threads.
+// Floor: 2 L S (D + Dv) flops forward and 2.5 times that backward (half of it if causal) at the peak
+// of the multiply-add units; for one query the bytes of K and V. Measured: docs/kernels/attention.md.
+#include "gemm.h"
+#include "philox.h"
+
+namespace grebe::GREBE_ISA {
+namespace {
+
+constexpr int64_t kBlockQueries = 192, kBlockKeys = 256;  // forward
+constexpr int64_t kBackwardQueries = 96, kBackwardKeys = 192;  // multiples of kRows and kCols
+constexpr int64_t kFewRows = 6, kChunkKeys = 1024;
+constexpr int64_t kBackwardTasks = 8;  // heads are cut in chunks of keys to have at least so many
+constexpr int64_t kDropoutGroup = 64;  // keys that share a call of philox_group
+
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_to(int64_t n, int64_t unit) { return divide_up(n, unit) * unit; }
+
+template <class T>
+const T* element(const View& x, int64_t b, int64_t h, int64_t i) {
+  return data<T>(x) + b * x.strides[0] + h * x.strides[1] + i * x.strides[2];
+}
+
+struct Keys {
+  int64_t begin, end;
+  bool empty() const { return begin >= end; }
+  Keys within(int64_t low, int64_t high) const { return {larger(begin, low), smaller(end, high)}; }
+};
+
+template <class T>
+struct Problem {
+  View q, k, v, mask;  // [B, H, L, D], [B, Hk, S, D], [B, Hk, S, Dv], [B, H, L, S]; dense last
+  const int64_t* lengths;  // of the keys of each batch item, or nullptr
+  const T* slopes;  // of each head, or nullptr
+  T scale, softcap;  // softcap 0: none
+  int64_t first, end;  // query i sees the keys [i + first, i + end)
+  int64_t shift;  // and stands at key i + shift
+  double dropout;
+  uint64_t seed, offset;
+
+  int64_t batch() const { return q.shape[0]; }
+  int64_t heads() const { return q.shape[1]; }
+  int64_t kv_heads() const { return k.shape[1]; }
+  int64_t group() const { return heads() / kv_heads(); }
+  int64_t queries() const { return q.shape[2]; }
+  int64_t keys() const { return k.shape[2]; }
+  int64_t depth() const { return q.shape[3]; }
+  int64_t value_depth() const { return v.shape[3]; }
+
+  int64_t length(int64_t b) const {
+    return lengths ? larger(0, smaller(keys(), lengths[b])) : keys();
+  }
+  Keys visible(int64_t b, int64_t query) const {
+    return Keys{query + first, query + end}.within(0, length(b));
+  }
+};
+
+// c[rows, n] = a b + beta c for rows <= kRows, n <= kCols, operands where they are.
+template <class T, int R, int V, bool kMasked>
+[[gnu::noinline]] void product_tile(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
+                                    int64_t b_k, int64_t n, T* c, int64_t ldc, T beta) {
+  vec<T> acc[R][V] = {};
+  multiply_add<T, R, V, kMasked>(k, a, a_row, a_k, b, b_k, n - (V - 1) * lanes<T>, acc);
+  finish_tile(acc, c, ldc, n, Stage<T>{beta, true}, 0, 0, NoEpilogue{});
+}
+template <class T, int R = kRows, int V = kVectors, class... Args>
+inline void product_rows(int64_t rows, int64_t k, const T* a, int64_t a_row, int64_t a_k,
+                         const T* b, int64_t b_k, int64_t n, T* c, int64_t ldc, T beta) {
+  if constexpr (V > 1)
+    if (n <= (V - 1) * lanes<T>)
+      return product_rows<T, R, V - 1>(rows, k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
+  if constexpr (R > 1)
+    if (rows < R) return product_rows<T, R - 1, V>(rows, k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
+  if (n % lanes<T> == 0)
+    product_tile<T, R, V, false>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
+  else
+    product_tile<T, R, V, true>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
+}
+// Any number of columns.
+template <class T>
+void product(int64_t rows, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
+             int64_t b_k, T* c, int64_t ldc, T beta) {
+  const int64_t vectors = divide_up(n, lanes<T>), panels = divide_up(vectors, kVectors);
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t begin = vectors * p / panels * lanes<T>;
+    const int64_t stop = smaller(n, vectors * (p + 1) / panels * lanes<T>);
+    product_rows<T>(rows, k, a, a_row, a_k, b + begin, b_k, stop - begin, c + begin, ldc, beta);
+  }
+}
+
+// K or V of the keys [begin, end) as the right operand of scores: panels of kCols keys.
+template <class T>
+void pack_keys(const T* rows, int64_t stride, int64_t count, int64_t depth, T* panels) {
+  for (int64_t j = 0; j < count; j += kCols<T>)
+    PackRight<T>{rows + j * stride, 1, stride}(panels + j * depth, 0, smaller(kCols<T>, count - j),
+                                               0, depth);
+}
+// scores[i][begin...end) of `rows` rows with packed keys; begin is a multiple of lanes, and up to
+// lanes - 1 more are written.
+template <class T>
+void panel_scores(int64_t rows, const T* q, int64_t q_row, int64_t depth, const T* panels,
+                  Keys range, T* scores, int64_t ld) {
+  for (int64_t j = range.begin; j < range.end;) {
+    const int64_t in_panel = j % kCols<T>, stop = smaller(range.end, j - in_panel + kCols<T>);
+    product_rows<T>(rows, depth, q, q_row, 1, panels + (j - in_panel) * depth + in_panel, kCols<T>,
+                    round_to(stop - j, lanes<T>), scores + j, ld, T(0));
+    j = stop;
+  }
+}
+
+// The same for keys where they are.
+template <class T>
+void dot_scores(int64_t rows, const T* q, int64_t q_row, int64_t depth, const T* keys,
+                int64_t stride, Keys range, T* scores, int64_t ld) {
+  constexpr int64_t L = lanes<T>;
+  for (int64_t j = range.begin; j < range.end; j += L)
+    for (int64_t i = 0; i < rows; ++i) {
+      vec<T> sum[L];
+      for (int64_t s = 0; s < L; ++s) {
+        const T *x = q + i * q_row, *y = keys + smaller(j + s, range.end - 1) * stride;
+        vec<T> dot{};
+        int64_t d = 0;
+        for (; d + L <= depth; d += L) dot = fma(load(x + d), load(y + d), dot);
+        if (d < depth) dot = fma(load_n(x + d, depth - d), load_n(y + d, depth - d), dot);
+        sum[s] = dot;
+      }
+      store(scores + i * ld + j, combine_each<T>(sum, [](vec<T> a, vec<T> b) { return a + b; }));
+    }
+}
+
+// exp for softmax: x <= 0, within 2 ulp; below the smallest number exactly 0.
+template <class V>
+inline V weight_exp(V x) {
+  using M = math<V>;
+  if constexpr (sizeof(scalar<V>) == 8) return exp(x);
+  x = max(splat(M::kExpLowest), x);
+  const V shift = integer_shift(x), t = fma(x, splat(M::kLog2e), shift), n = t - shift;
+  const V r = fnma(n, splat(M::kLn2Low), fnma(n, splat(M::kLn2High), x));
+  const V p = fma(r * r, polynomial(r, M::kExp), r);
+  return scale(1 + p, n, as_int(t) - as_int(shift));
+}
+
+// What a row's products go through to become scores.
+template <class T>
+struct Modifier {
+  Keys visible;
+  T scale, softcap, slope;
+  int64_t position;  // the key that is at no distance for ALiBi
+  const T* bias = nullptr;
+  const uint8_t* kept = nullptr;
+  int64_t keys;
+
+  Modifier(const Problem<T>& p, int64_t b, int64_t h, int64_t query)
+      : visible(p.visible(b, query)),
+        scale(p.scale),
+        softcap(p.softcap),
+        slope(p.slopes ? p.slopes[h] : T(0)),
+        position(query + p.shift),
+        keys(p.keys()) {
+    if (!p.mask.data) return;
+    if (p.mask.dtype == DType::kBool)
+      kept = element<uint8_t>(p.mask, b, h, query);
+    else
+      bias = element<T>(p.mask, b, h, query);
+  }
+
+  // x: products with the keys from j on. *slope: d score / d (scale x).
+  vec<T> operator()(vec<T> x, int64_t j, vec<T>* derivative = nullptr) const {
+    constexpr int64_t L = lanes<T>;
+    x = x * scale;
+    if (softcap != 0) {
+      const vec<T> t = tanh(x / softcap);
+      if (derivative) *derivative = fnma(t, t, splat(T(1)));
+      x = softcap * t;
+    }
+    if (slope != 0) x = fnma(splat(slope), abs(iota<T>() + static_cast<T>(j - position)), x);
+    const int64_t n = smaller(L, keys - j);
+    if (bias) x = x + (n == L ? load(bias + j) : load_n(bias + j, n));
+    if (kept) x = select(load_kept(j, n) != 0, x, lowest());
+    if (j < visible.begin || j + L > visible.end)
+      x = select(lane_mask<T>(visible.end - j) & ~lane_mask<T>(visible.begin - j), x, lowest());
+    return x;
+  }
+
+ private:
+  static vec<T> lowest() { return splat(-std::numeric_limits<T>::infinity()); }
+  mask_of<T> load_kept(int64_t j, int64_t n) const {
+    if (n == lanes<T>) return load_bytes<T>(kept + j);
+    uint8_t some[lanes<T>] = {};
+    __builtin_memcpy(some, kept + j, static_cast<size_t>(n));
+    return load_bytes<T>(some);
+  }
+};
+
+// p of one row, keys [range), times 0 or 1 / (1 - dropout). row: number of (b, h, query).
+template <class T>
+void drop(const Problem<T>& p, int64_t row, int64_t key, Keys range, T* weights) {
+  alignas(64) uint32_t words[kDropoutGroup];
+  const uint64_t dropped = static_cast<uint64_t>(p.dropout * 0x1p32);  // words below: as dropout's
+  const T factor = p.dropout < 1 ? static_cast<T>(1 / (1 - p.dropout)) : T(0);
+  const int64_t groups = divide_up(p.keys(), kDropoutGroup);
+  for (int64_t j = range.begin / kDropoutGroup * kDropoutGroup; j < range.end; j += kDropoutGroup) {
+    philox_group(p.seed, p.offset, row * groups + (key + j) / kDropoutGroup, words);
+    const int64_t stop = smaller(kDropoutGroup, range.end - j);
+    for (int64_t s = larger(0, range.begin - j); s < stop; ++s)
+      weights[j + s] = words[s] >= dropped ? weights[j + s] * factor : T(0);
+  }
+}
+
+// ---- forward ----
+
+// Consecutive queries of a head, or one query of consecutive heads.
+template <class T>
+struct Rows {
+  int64_t b, h, query, count;
+  bool across_heads;
+  int64_t head(int64_t r) const { return h + (across_heads ? r : 0); }
+  int64_t at(int64_t r) const { return query + (across_heads ? 0 : r); }
+  const T* row(const View& x, int64_t r) const { return element<T>(x, b, head(r), at(r)); }
+  int64_t stride(const View& x) const { return x.strides[across_heads ? 1 : 2]; }
+};
+
+// Where a row's sums stand: maximum so far, sum of exp(score - most).
+template <class T>
+struct State {
+  T most, sum;
+};
+
+template <class T>
+struct Workspace {
+  int64_t ld, panels, strip, out, state, size;  // offsets in elements
+  explicit Workspace(const Problem<T>& p) {
+    ld = round_to(p.value_depth(), lanes<T>);
+    panels = 0;
+    strip = panels + kBlockKeys * p.depth();
+    out = round_to(strip + kRows * (kBlockKeys + lanes<T>), 64);
+    state = out + kBlockQueries * ld;
+    size = round_to(state + 2 * kBlockQueries + kBlockKeys, 64);
+  }
+};
+
+template <class T>
+struct Forward {
+  const Problem<T>& p;
+  const Workspace<T>& at;
+  T* memory;
+
+  T* out(int64_t r) const { return memory + at.out + r * at.ld; }
+  State<T>* state() const { return reinterpret_cast<State<T>*>(memory + at.state); }
+
+  // Scores of strip row i become weights in place, 0 outside `range`.
+  void softmax_row(const Rows<T>& rows, int64_t r, int64_t key, Keys range, T* x) const {
+    constexpr int64_t L = lanes<T>;
+    const Modifier<T> modify(p, rows.b, rows.head(r), rows.at(r));
+    vec<T> most = splat(-std::numeric_limits<T>::infinity());
+    for (int64_t j = range.begin; j < range.end; j += L) {
+      const vec<T> score = modify(load(x + j), key + j);
+      store(x + j, score);
+      most = max(most, score);
+    }
+    State<T>& s = state()[r];
+    const T before = s.most, highest = hmax(most);
+    const T now = before > highest ? before : highest;
+    const vec<T> base = splat(now == -std::numeric_limits<T>::infinity() ? T(0) : now);
+    vec<T> sum{};
+    for (int64_t j = range.begin; j < range.end; j += L) {
+      const vec<T> weight = weight_exp(load(x + j) - base);
+      store(x + j, weight);
+      sum = sum + weight;
+    }
+    s.most = now;
+    if (before == now || s.sum == 0) {
+      s.sum += hsum(sum);
+    } else {
+      const vec<T> factor = weight_exp(splat(before) - base);
+      s.sum = fma(splat(s.sum), factor, splat(hsum(sum)))[0];
+      for (int64_t d = 0; d < at.ld; d += L) store(out(r) + d, load(out(r) + d) * factor);
+    }
+    if (p.dropout != 0)
+      drop(p, (rows.b * p.heads() + rows.head(r)) * p.queries() + rows.at(r), key, range, x);
+  }
+
+  void strip(const Rows<T>& rows, int64_t r, int64_t n, int64_t key, Keys range, bool few) const {
+    constexpr int64_t ld = kBlockKeys + lanes<T>;
+    T* const x = memory + at.strip;
+    const T* q = rows.row(p.q, r);
+    const int64_t kv_head = rows.h / p.group();
+    range.begin = range.begin / lanes<T> * lanes<T>;
+    if (few)
+      dot_scores(n, q, rows.stride(p.q), p.depth(), element<T>(p.k, rows.b, kv_head, key),
+                 p.k.strides[2], range, x, ld);
+    else
+      panel_scores(n, q, rows.stride(p.q), p.depth(), memory + at.panels, range, x, ld);
+    for (int64_t i = 0; i < n; ++i) softmax_row(rows, r + i, key, range, x + i * ld);
+    product(n, p.value_depth(), range.end - range.begin, x + range.begin, ld, 1,
+            element<T>(p.v, rows.b, kv_head, key + range.begin), p.v.strides[2], out(r), at.ld,
+            T(1));
+  }
+
+  // out, state = the sums of all rows over the keys.
+  void run(const Rows<T>& rows, Keys keys, bool few) const {
+    for (int64_t i = 0; i < rows.count * at.ld; ++i) out(0)[i] = 0;
+    for (int64_t r = 0; r < rows.count; ++r)
+      state()[r] = {-std::numeric_limits<T>::infinity(), T(0)};
+    const int64_t strips = divide_up(rows.count, kRows);
+    auto seen = [&](int64_t r, int64_t n) {  // by any of these rows
+      return Keys{p.visible(rows.b, rows.at(r)).begin, p.visible(rows.b, rows.at(r + n - 1)).end};
+    };
+    keys = seen(0, rows.count).within(keys.begin, keys.end);
+    for (int64_t key = keys.begin / kBlockKeys * kBlockKeys; key < keys.end; key += kBlockKeys) {
+      const int64_t stop = smaller(keys.end, key + kBlockKeys);
+      const int64_t kv_head = rows.h / p.group();
+      if (!few)
+        pack_keys(element<T>(p.k, rows.b, kv_head, key), p.k.strides[2], stop - key, p.depth(),
+                  memory + at.panels);
+      for (int64_t s = 0; s < strips; ++s) {
+        const int64_t r = rows.count * s / strips, n = rows.count * (s + 1) / strips - r;
+        const Keys range = seen(r, n).within(larger(key, keys.begin), stop);
+        if (!range.empty()) strip(rows, r, n, key, {range.begin - key, range.end - key}, few);
+      }
+    }
+  }
+};
+
+// The tasks of the forward pass.
+template <class T>
+struct ForwardPlan {
+  bool few, across_heads;
+  int64_t rows, blocks, chunks;  // of a head or group: rows, blocks of them, chunks of keys
+  int64_t units;
+
+  explicit ForwardPlan(const Problem<T>& p) {
+    across_heads = p.queries() == 1;
+    rows = across_heads ? p.group() : p.queries();
+    few = rows <= kFewRows;
+    blocks = divide_up(rows, kBlockQueries);
+    chunks = few ? larger(1, divide_up(p.keys(), kChunkKeys)) : 1;
+    units = p.batch() * (across_heads ? p.kv_heads() : p.heads());
+  }
+  int64_t tasks() const { return units * blocks * chunks; }
+
+  // Late blocks first: causal ones have most work.
+  Rows<T> task(const Problem<T>& p, int64_t t, int64_t* chunk) const {
+    *chunk = t % chunks;
+    const int64_t block = blocks - 1 - t / chunks % blocks, unit = t / chunks / blocks;
+    const int64_t heads = across_heads ? p.kv_heads() : p.heads();
+    const int64_t begin = rows * block / blocks, count = rows * (block + 1) / blocks - begin;
+    const int64_t head = unit % heads * (across_heads ? p.group() : 1);
+    return across_heads ? Rows<T>{unit / heads, head + begin, 0, count, true}
+                        : Rows<T>{unit / heads, head, begin, count, false};
+  }
+};
+
+// y = out / sum and lse of a row.
+template <class T>
+void finish_row(const Problem<T>& p, const T* out, State<T> s, T* y, T* lse) {
+  const bool none = s.sum == 0;  // no key seen
+  const vec<T> factor = splat(none ? T(0) : 1 / s.sum);
+  for (int64_t d = 0; d < p.value_depth(); d += lanes<T>) {
+    const int64_t n = smaller(lanes<T>, p.value_depth() - d);
+    if (n == lanes<T>)
+      store(y + d, load(out + d) * factor);
+    else
+      store_n(y + d, load(out + d) * factor, n);
+  }
+  *lse = none ? -std::numeric_limits<T>::infinity() : s.most + log(splat(s.sum))[0];
+}
+
+// Adds up the chunks of a row: sums of `ld` elements, then the state; chunk c is at part + c * stride.
+template <class T>
+State<T> combine_chunks(int64_t chunks, int64_t ld, T* part, int64_t stride) {
+  auto state = [&](int64_t c) {
+    State<T> s;
+    __builtin_memcpy(&s, part + c * stride + ld, sizeof(s));
+    return s;
+  };
+  State<T> all = state(0);
+  for (int64_t c = 1; c < chunks; ++c) {
+    const State<T> s = state(c);
+    if (s.sum == 0) continue;
+    const T most = all.sum == 0 || s.most > all.most ? s.most : all.most;
+    const T old = all.sum == 0 ? T(0) : weight_exp(splat(all.most - most))[0];
+    const T more = weight_exp(splat(s.most - most))[0];
+    for (int64_t d = 0; d < ld; d += lanes<T>)
+      store(part + d, load(part + d) * old + load(part + c * stride + d) * more);
+    all = {most, all.sum * old + s.sum * more};
+  }
+  return all;
+}
+
+template <class T>
+bool forward(const Problem<T>& p, const View& y, T* lse) {
+  const ForwardPlan<T> plan(p);
+  const Workspace<T> at(p);
+  const int64_t work = p.batch() * p.heads() * p.queries() * p.keys() * p.depth();
+  const int threads = work < kParallelWork ? 1 : num_threads();
+  const int64_t row_size = at.ld + 2;  // of a partial result: sums, then the state
+  const int64_t partial = plan.chunks > 1 ? plan.tasks() * plan.rows * row_size : 0;
+  T* const memory =
+      static_cast<T*>(scratch(static_cast<size_t>(at.size * threads + partial) * sizeof(T) + 64));
+  if (!memory) return false;
+  T* const parts = memory + at.size * threads;
+  auto finish = [&](const Rows<T>& rows, int64_t r, const T* out, State<T> s) {
+    finish_row(p, out, s, const_cast<T*>(rows.row(y, r)),
+               lse + (rows.b * p.heads() + rows.head(r)) * p.queries() + rows.at(r));
+  };
+  int64_t next = 0;
+  parallel_region(threads, [&](int thread, int) {
+    const Forward<T> f{p, at, memory + at.size * thread};
+    for (;;) {
+      const int64_t t = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (t >= plan.tasks()) return;
+      int64_t chunk;
+      const Rows<T> rows = plan.task(p, t, &chunk);
+      const Keys keys =
+          plan.chunks == 1 ? Keys{0, p.keys()} : Keys{chunk * kChunkKeys, (chunk + 1) * kChunkKeys};
+      f.run(rows, keys, plan.few);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        if (plan.chunks == 1) {
+          finish(rows, r, f.out(r), f.state()[r]);
+          continue;
+        }
+        T* to = parts + (t * plan.rows + r) * row_size;
+        __builtin_memcpy(to, f.out(r), static_cast<size_t>(at.ld) * sizeof(T));
+        __builtin_memcpy(to + at.ld, f.state() + r, sizeof(State<T>));
+      }
+    }
+  });
+  if (plan.chunks > 1) {
+    for (int64_t t = 0; t < plan.tasks(); t += plan.chunks) {
+      int64_t chunk;
+      const Rows<T> rows = plan.task(p, t, &chunk);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        T* part = parts + (t * plan.rows + r) * row_size;
+        const int64_t stride = plan.rows * row_size;
+        finish(rows, r, part, combine_chunks(plan.chunks, at.ld, part, stride));
+      }
+    }
+  }
+  return true;
+}
+
+// ---- backward ----
+
+template <class T>
+struct BackwardWorkspace {
+  int64_t ld_key, ld_value, value_panels, weights, scores, dk, dv, factors, size;
+  static constexpr int64_t ld = kBackwardKeys + lanes<T>;  // of weights and scores
+  explicit BackwardWorkspace(const Problem<T>& p) {
+    ld_key = round_to(p.depth(), lanes<T>);
+    ld_value = round_to(p.value_depth(), lanes<T>);
+    value_panels = kBackwardKeys * p.depth();
+    weights = round_to(value_panels + kBackwardKeys * p.value_depth(), 64);
+    scores = weights + kBackwardQueries * ld;
+    dk = scores + kBackwardQueries * ld;
+    dv = dk + kBackwardKeys * ld_key;
+    factors = dv + kBackwardKeys * ld_value;
+    size = round_to(factors + ld, 64);
+  }
+};
+
+template <class T>
+struct Backward {
+  const Problem<T>& p;
+  View grad, dq, dmask;  // dmask.data: nullptr if not wanted
+  const T *lse, *delta;  // [B, H, L]; delta: sum of y dy
+  const BackwardWorkspace<T>& at;
+  T* memory;
+
+  struct Tile {  // some queries of a head, a block of keys
+    int64_t b, h, query, queries, key, keys;
+  };
+  static constexpr int64_t ld = BackwardWorkspace<T>::ld;
+  T* weights(int64_t i) const { return memory + at.weights + i * ld; }
+  T* scores(int64_t i) const { return memory + at.scores + i * ld; }
+
+  // Products become weights p in one buffer and gradients of the products q . k in the other.
+  void row(const Tile& t, int64_t i, Keys range) const {
+    constexpr int64_t L = lanes<T>;
+    const int64_t query = t.query + i, number = (t.b * p.heads() + t.h) * p.queries() + query;
+    T *w = weights(i), *ds = scores(i), *factors = memory + at.factors;
+    const T base = lse[number] == -std::numeric_limits<T>::infinity() ? T(0) : lse[number];
+    const Modifier<T> modify(p, t.b, t.h, query);
+    if (p.dropout != 0) {
+      for (int64_t j = range.begin; j < range.end; ++j) factors[j] = 1;
+      drop(p, number, t.key, range, factors);
+    }
+    T* const dm = dmask.data ? const_cast<T*>(element<T>(dmask, t.b, t.h, query)) + t.key : nullptr;
+    for (int64_t j = range.begin; j < range.end; j += L) {
+      vec<T> slope = splat(T(1));
+      const vec<T> weight = weight_exp(modify(load(w + j), t.key + j, &slope) - base);
+      const vec<T> factor = p.dropout != 0 ? load(factors + j) : splat(T(1));
+      const vec<T> change = fma(load(ds + j), factor, splat(-delta[number]));
+      const vec<T> d = select(weight == 0, vec<T>{}, weight * change);
+      store(w + j, select(weight == 0, vec<T>{}, weight * factor));
+      store(ds + j, d * slope * p.scale);
+      if (dm) {
+        const int64_t n = smaller(L, p.keys() - t.key - j);
+        store_n(dm + j, load_n(dm + j, n) + d, n);
+      }
+    }
+  }
+
+  void strip(const Tile& t, int64_t i, int64_t n, Keys range) const {
+    for (int64_t r = i; r < i + n; ++r)
+      for (int64_t j = 0; j < round_to(t.keys, lanes<T>); ++j) weights(r)[j] = scores(r)[j] = 0;
+    if (range.empty()) return;
+    range.begin = range.begin / lanes<T> * lanes<T>;
+    panel_scores(n, element<T>(p.q, t.b, t.h, t.query + i), p.q.strides[2], p.depth(), memory,
+                 range, weights(i), ld);
+    panel_scores(n, element<T>(grad, t.b, t.h, t.query + i), grad.strides[2], p.value_depth(),
+                 memory + at.value_panels, range, scores(i), ld);
+    for (int64_t r = i; r < i + n; ++r) row(t, r, range);
+  }
+
+  void tile(const Tile& t) const {
+    const int64_t strips = divide_up(t.queries, kRows), key_strips = divide_up(t.keys, kRows);
+    const T* k = element<T>(p.k, t.b, t.h / p.group(), t.key);
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t i = t.queries * s / strips, n = t.queries * (s + 1) / strips - i;
+      const Keys seen{p.visible(t.b, t.query + i).begin, p.visible(t.b, t.query + i + n - 1).end};
+      const Keys range = seen.within(t.key, t.key + t.keys);
+      strip(t, i, n, {range.begin - t.key, range.end - t.key});
+      if (range.empty()) continue;
+      const int64_t first = range.begin - t.key;
+      product(n, p.depth(), range.end - range.begin, scores(i) + first, ld, 1,
+              k + first * p.k.strides[2], p.k.strides[2],
+              const_cast<T*>(element<T>(dq, t.b, t.h, t.query + i)), dq.strides[2], T(1));
+    }
+    for (int64_t s = 0; s < key_strips; ++s) {
+      const int64_t j = t.keys * s / key_strips, n = t.keys * (s + 1) / key_strips - j;
+      const int64_t from = larger(t.key + j - p.end + 1 - t.query, 0);
+      const int64_t stop = smaller(t.key + j + n - p.first - t.query, t.queries);
+      if (from >= stop) continue;
+      product(n, p.value_depth(), stop - from, weights(from) + j, 1, ld,
+              element<T>(grad, t.b, t.h, t.query + from), grad.strides[2],
+              memory + at.dv + j * at.ld_value, at.ld_value, T(1));
+      product(n, p.depth(), stop - from, scores(from) + j, 1, ld,
+              element<T>(p.q, t.b, t.h, t.query + from), p.q.strides[2],
+              memory + at.dk + j * at.ld_key, at.ld_key, T(1));
+    }
+  }
+
+  // All queries that see the keys [key, key + keys) of one key head.
+  void block(int64_t b, int64_t kv_head, int64_t key, int64_t keys, const View& dk,
+             const View& dv) const {
+    for (int64_t i = at.dk; i < at.factors; ++i) memory[i] = 0;
+    if (key < p.length(b)) {
+      pack_keys(element<T>(p.k, b, kv_head, key), p.k.strides[2], keys, p.depth(), memory);
+      pack_keys(element<T>(p.v, b, kv_head, key), p.v.strides[2], keys, p.value_depth(),
+                memory + at.value_panels);
+      const int64_t from = larger(key - p.end + 1, 0);
+      const int64_t stop = smaller(key + keys - p.first, p.queries());
+      const int64_t tiles = divide_up(larger(stop - from, 0), kBackwardQueries);
+      for (int64_t h = kv_head * p.group(); h < (kv_head + 1) * p.group(); ++h)
+        for (int64_t i = 0; i < tiles; ++i) {
+          const int64_t begin = from + (stop - from) * i / tiles;
+          tile({b, h, begin, from + (stop - from) * (i + 1) / tiles - begin, key, keys});
+        }
+    }
+    copy_rows(memory + at.dk, at.ld_key, keys, p.depth(), dk, b, kv_head, key);
+    copy_rows(memory + at.dv, at.ld_value, keys, p.value_depth(), dv, b, kv_head, key);
+  }
+  static void copy_rows(const T* from, int64_t ld_from, int64_t rows, int64_t n, const View& to,
+                        int64_t b, int64_t h, int64_t row) {
+    for (int64_t i = 0; i < rows; ++i)
+      __builtin_memcpy(const_cast<T*>(element<T>(to, b, h, row + i)), from + i * ld_from,
+                       static_cast<size_t>(n) * sizeof(T));
+  }
+};
+
+// Items of batch and heads, grouped where they share a gradient of the mask, times chunks of keys.
+template <class T>
+struct BackwardPlan {
+  int64_t batch_parts, head_parts, blocks, chunks;
+  BackwardPlan(const Problem<T>& p, const View& dmask) {
+    const bool shared_batch = dmask.data && dmask.shape[0] == 1;
+    const bool shared_heads = dmask.data && dmask.shape[1] == 1;
+    batch_parts = shared_batch ? smaller(1, p.batch()) : p.batch();
+    head_parts = shared_heads ? smaller(1, p.kv_heads()) : p.kv_heads();
+    blocks = divide_up(p.keys(), kBackwardKeys);
+    const int64_t wanted = divide_up(kBackwardTasks, larger(1, batch_parts * head_parts));
+    chunks = larger(1, smaller(blocks, wanted));
+  }
+  int64_t tasks() const { return batch_parts * head_parts * chunks; }
+};
+
+// f(row of x) for all (b, h, i) of [B, H, L, D]; number: of the row.
+template <class T, class F>
+void each_row(const View& x, const F& f) {
+  const int64_t heads = x.shape[1], queries = x.shape[2];
+  const int64_t grain = larger(1, 4096 / larger(1, x.shape[3]));
+  parallel_for(x.shape[0] * heads * queries, grain, [&](int64_t number, int64_t stop) {
+    for (; number < stop; ++number)
+      f(number, number / queries / heads, number / queries % heads, number % queries);
+  });
+}
+
+// delta[b, h, i] = sum over d of y dy: what softmax's backward subtracts.
+template <class T>
+void row_products(const View& y, const View& grad, T* delta) {
+  const int64_t n = y.shape[3];
+  each_row<T>(y, [&](int64_t number, int64_t b, int64_t h, int64_t i) {
+    const T *u = element<T>(y, b, h, i), *w = element<T>(grad, b, h, i);
+    vec<T> sum{};
+    int64_t d = 0;
+    for (; d + lanes<T> <= n; d += lanes<T>) sum = fma(load(u + d), load(w + d), sum);
+    if (d < n) sum = fma(load_n(u + d, n - d), load_n(w + d, n - d), sum);
+    delta[number] = hsum(sum);
+  });
+}
+
+// dq += the sums of all other chunks of keys, [chunk][b][h][i][d].
+template <class T>
+void add_chunks(const View& dq, const T* parts, int64_t count, int64_t size) {
+  each_row<T>(dq, [&](int64_t number, int64_t b, int64_t h, int64_t i) {
+    T* const to = const_cast<T*>(element<T>(dq, b, h, i));
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t d = 0; d < dq.shape[3]; ++d) to[d] += parts[c * size + number * dq.shape[3] + d];
+  });
+}
+
+template <class T>
+bool backward(const Problem<T>& p, const View& grad, const View& y, const T* lse, const View& dq,
+              const View& dk, const View& dv, const View& dmask) {
+  const BackwardPlan<T> plan(p, dmask);
+  const BackwardWorkspace<T> at(p);
+  const int64_t rows = p.batch() * p.heads() * p.queries(), part = rows * p.depth();
+  const int64_t work = rows * p.keys() * p.depth();
+  const int threads = work < kParallelWork ? 1 : num_threads();
+  const int64_t total = at.size * threads + round_to(rows, 64) + (plan.chunks - 1) * part;
+  T* const memory = static_cast<T*>(scratch(static_cast<size_t>(total) * sizeof(T)));
+  if (!memory) return false;
+  T *const delta = memory + at.size * threads, *const parts = delta + round_to(rows, 64);
+  row_products<T>(y, grad, delta);
+  each_row<T>(dq, [&](int64_t, int64_t b, int64_t h, int64_t i) {
+    T* const to = const_cast<T*>(element<T>(dq, b, h, i));
+    for (int64_t d = 0; d < p.depth(); ++d) to[d] = 0;
+  });
+  for (int64_t i = 0; i < (plan.chunks - 1) * part; ++i) parts[i] = 0;
+  // Chunks after the first add to arrays of their own.
+  auto dq_of = [&](int64_t chunk) {
+    View x = dq;
+    if (chunk == 0) return x;
+    x.data = parts + (chunk - 1) * part;
+    x.strides[2] = p.depth();
+    x.strides[1] = p.queries() * x.strides[2];
+    x.strides[0] = p.heads() * x.strides[1];
+    return x;
+  };
+  int64_t next = 0;
+  parallel_region(threads, [&](int thread, int) {
+    for (;;) {
+      const int64_t t = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (t >= plan.tasks()) return;
+      const int64_t chunk = t % plan.chunks, unit = t / plan.chunks;
+      const int64_t bp = unit / plan.head_parts, hp = unit % plan.head_parts;
+      const Backward<T> f{p, grad, dq_of(chunk), dmask, lse, delta, at, memory + at.size * thread};
+      for (int64_t b = p.batch() * bp / plan.batch_parts;
+           b < p.batch() * (bp + 1) / plan.batch_parts; ++b)
+        for (int64_t h = p.kv_heads() * hp / plan.head_parts;
+             h < p.kv_heads() * (hp + 1) / plan.head_parts; ++h)
+          for (int64_t i = plan.blocks * chunk / plan.chunks;
+               i < plan.blocks * (chunk + 1) / plan.chunks; ++i)
+            f.block(b, h, i * kBackwardKeys, smaller(kBackwardKeys, p.keys() - i * kBackwardKeys),
+                    dk, dv);
+    }
+  });
+  if (plan.chunks > 1) add_chunks(dq, parts, plan.chunks - 1, part);
+  return true;
+}
+
+// Dimensions of size 1 stand still.
+inline View broadcast(View x) {
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.shape[d] == 1 && d + 1 < x.ndim) x.strides[d] = 0;
+  return x;
+}
+
+}  // namespace
+
+#define GREBE_PROBLEM(T)                                                                      \
+  const Problem<T> p {                                                                        \
+    q, k, v, broadcast(mask), data<int64_t>(lengths), data<T>(slopes), static_cast<T>(scale), \
+        static_cast<T>(softcap), first, end, shift, dropout, static_cast<uint64_t>(seed),     \
+        static_cast<uint64_t>(offset)                                                         \
+  }
+
+bool attention(In q, In k, In v, OptIn mask, OptIn lengths, OptIn slopes, Out y, Out lse,
+               double scale, double softcap, int64_t first, int64_t end, int64_t shift,
+               double dropout, int64_t seed, int64_t offset) {
+  if (q.dtype == DType::kFloat32) {
+    GREBE_PROBLEM(float);
+    return forward(p, y, data<float>(lse));
+  }
+  GREBE_PROBLEM(double);
+  return forward(p, y, data<double>(lse));
+}
+
+bool attention_backward(In grad, In q, In k, In v, OptIn mask, OptIn lengths, OptIn slopes, In y,
+                        In lse, Out dq, Out dk, Out dv, OptOut dmask, double scale, double softcap,
+                        int64_t first, int64_t end, int64_t shift, double dropout, int64_t seed,
+                        int64_t offset) {
+  if (q.dtype == DType::kFloat32) {
+    GREBE_PROBLEM(float);
+    return backward(p, grad, y, data<float>(lse), dq, dk, dv, broadcast(dmask));
+  }
+  GREBE_PROBLEM(double);
+  return backward(p, grad, y, data<double>(lse), dq, dk, dv, broadcast(dmask));
+}
+
+}  // namespace grebe::GREBE_ISA
