@@ -264,6 +264,47 @@ CONV: list[tuple[Shape, Shape, dict[str, Any]]] = [
 ]
 CASES += [case("conv2d", "conv2d", normal(x, w, w[:1]), **kw) for x, w, kw in CONV]
 CASES += [case("conv2d", "conv2d", normal(x, w), **kw) for x, w, kw in CONV[:2]]
+CONV1D: list[tuple[Shape, Shape, dict[str, Any]]] = [
+    ((2, 3, 19), (4, 3, 4), {"stride": 2, "padding": 1, "dilation": 2}),
+    ((2, 40, 33), (36, 20, 3), {"padding": 1, "groups": 2}),
+]
+CONV3D: list[tuple[Shape, Shape, dict[str, Any]]] = [
+    ((2, 3, 5, 6, 7), (4, 3, 3, 2, 3), {"padding": (1, 0, 2)}),
+    ((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), {}),
+    ((0, 2, 3, 4, 4), (3, 2, 2, 2, 2), {}),
+    (
+        (2, 4, 6, 5, 7),
+        (6, 2, 2, 3, 2),
+        {"stride": (2, 1, 3), "padding": 1, "dilation": (2, 1, 1), "groups": 2},
+    ),
+    ((2, 2, 7, 4, 4), (2, 2, 2, 2, 2), {"stride": (3, 2, 2), "padding": (3, 1, 0)}),  # gaps
+    ((2, 2, 3, 4, 4), (3, 2, 3, 2, 2), {"padding": (7, 0, 0), "dilation": (4, 1, 1)}),
+    ((2, 4, 4, 6, 5), (4, 1, 3, 3, 3), {"padding": 1, "groups": 4}),
+    ((2, 16, 3, 6, 5), (33, 16, 3, 3, 3), {"padding": 1}),
+    ((1, 32, 3, 7, 6), (32, 32, 2, 1, 1), {"stride": (1, 2, 2)}),
+]
+for convs, dimensions in ((CONV1D, "1d"), (CONV3D, "3d")):
+    name = f"conv{dimensions}"
+    CASES += [case(name, name, normal(x, w, w[:1]), **kw) for x, w, kw in convs]
+CASES += [case("conv3d", "conv3d", normal(x, w), **kw) for x, w, kw in CONV3D[:1]]
+TRANSPOSED: list[tuple[Shape, Shape, dict[str, Any]]] = [
+    ((2, 3, 7), (3, 4, 3), {}),
+    ((2, 6, 9), (6, 2, 4), {"stride": 3, "padding": 2, "output_padding": 1, "groups": 2}),
+    ((2, 40, 5), (40, 33, 3), {"dilation": 2}),
+    ((2, 6, 5, 7), (6, 4, 3, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
+    ((2, 3, 3, 4, 5), (3, 2, 3, 3, 2), {}),
+    (
+        (2, 4, 3, 3, 4),
+        (4, 3, 2, 3, 2),
+        {"stride": (3, 2, 1), "padding": (1, 1, 0), "output_padding": (2, 1, 0), "groups": 2},
+    ),
+    ((1, 3, 2, 3, 3), (3, 2, 2, 2, 2), {"stride": 2, "dilation": 3, "output_padding": (2, 1, 0)}),
+    ((2, 33, 2, 3, 4), (33, 32, 3, 3, 3), {"padding": 1}),
+]
+for x, w, kw in TRANSPOSED:
+    name = f"conv_transpose{len(x) - 2}d"
+    outputs = w[1] * kw.get("groups", 1)
+    CASES.append(case(name, name, normal(x, w, (outputs,)), **kw))
 
 # ---- pool ----
 POOL: list[tuple[Shape, dict[str, Any]]] = [
@@ -294,6 +335,24 @@ CASES += [case("avg_pool2d", "nn.functional.avg_pool2d", normal(s), **kw) for s,
 CASES += [
     case("avg_pool2d", "nn.functional.avg_pool2d", normal(s), **kw, **more)
     for s, kw in POOL[2:5]
+    for more in ({"count_include_pad": False}, {"divisor_override": 3})
+]
+POOL3D: list[tuple[Shape, dict[str, Any]]] = [
+    ((2, 3, 4, 6, 8), {"kernel_size": 2}),
+    ((2, 3, 5, 7, 6), {"kernel_size": (3, 2, 3), "stride": (1, 2, 2), "padding": 1}),
+    ((1, 2, 6, 7, 8), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    ((1, 2, 5, 5, 5), {"kernel_size": 2, "stride": 3, "ceil_mode": True}),
+    ((0, 2, 4, 4, 4), {"kernel_size": 2}),
+]
+CASES += [case("max_pool3d", "nn.functional.max_pool3d", normal(s), **kw) for s, kw in POOL3D]
+CASES += [
+    case("max_pool3d", "nn.functional.max_pool3d", inputs, kernel_size=3, padding=1, dilation=2)
+    for inputs in (normal((2, 2, 7, 8, 9)), given("ties", np.zeros((1, 2, 6, 6, 6))))
+]
+CASES += [case("avg_pool3d", "nn.functional.avg_pool3d", normal(s), **kw) for s, kw in POOL3D]
+CASES += [
+    case("avg_pool3d", "nn.functional.avg_pool3d", normal(s), **kw, **more)
+    for s, kw in POOL3D[1:3]
     for more in ({"count_include_pad": False}, {"divisor_override": 3})
 ]
 

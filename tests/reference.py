@@ -314,59 +314,65 @@ class Linear:
 # ---- conv ----
 
 
-def pair(value: Any) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
-
-
 class Taps:
-    """Where the taps of sliding windows read: padded planes, one strided slice per tap."""
+    """Where the taps of sliding windows read: padded planes, one strided slice per tap.
 
-    def __init__(self, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
-        self.kernel, self.stride = pair(kernel), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
+    Windows have as many dimensions as x has beyond examples and channels.
+    """
 
-    def out_size(self, x: Array, ceil_mode: bool = False) -> tuple[int, int]:
+    def __init__(self, x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
+        self.in_size = x.shape[2:]
+
+        def each(value: Any) -> tuple[int, ...]:
+            return value if isinstance(value, tuple) else (value,) * len(self.in_size)
+
+        self.kernel, self.stride = each(kernel), each(stride)
+        self.padding, self.dilation = each(padding), each(dilation)
+
+    def out_size(self, ceil_mode: bool = False) -> tuple[int, ...]:
         sizes = []
         for n, k, s, p, d in zip(
-            x.shape[-2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
+            self.in_size, self.kernel, self.stride, self.padding, self.dilation, strict=True
         ):
             room = n + 2 * p - d * (k - 1) - 1
             out = (-(-room // s) if ceil_mode else room // s) + 1
             sizes.append(out - 1 if ceil_mode and (out - 1) * s >= n + p else out)
-        return sizes[0], sizes[1]
+        return tuple(sizes)
 
-    def pad(self, x: Array, value: float, out: tuple[int, int]) -> Array:
-        widths = [(0, 0)] * (x.ndim - 2)
+    def pad(self, x: Array, value: float, out: tuple[int, ...]) -> Array:
+        widths = [(0, 0)] * (x.ndim - len(out))
         for n, o, k, s, p, d in zip(
-            x.shape[-2:], out, self.kernel, self.stride, self.padding, self.dilation, strict=True
-        ):
+            x.shape[-len(out) :], out, self.kernel, self.stride, self.padding, self.dilation,
+            strict=True,
+        ):  # fmt: skip
             widths.append((p, max(p, (o - 1) * s + d * (k - 1) + 1 - n - p)))
         return np.pad(x, widths, constant_values=value)
 
-    def crop(self, padded: Array, like: Array) -> Array:
-        (ph, pw), (h, w) = self.padding, like.shape[-2:]
-        return padded[..., ph : ph + h, pw : pw + w]
+    def crop(self, padded: Array) -> Array:
+        spans = [slice(p, p + n) for p, n in zip(self.padding, self.in_size, strict=True)]
+        return padded[(..., *spans)]
 
-    def slices(self, out: tuple[int, int]) -> list[tuple[int, int, Any]]:
-        """(kh, kw, index of the tap's elements for all windows), in order of kh, then kw."""
+    def slices(self, out: tuple[int, ...]) -> list[tuple[tuple[int, ...], Any]]:
+        """(tap, index of the tap's elements for all windows), the last dimension fastest."""
         result = []
-        for a in range(self.kernel[0]):
-            for b in range(self.kernel[1]):
-                spans = [
-                    slice(t * d, t * d + s * (o - 1) + 1, s)
-                    for t, d, s, o in zip((a, b), self.dilation, self.stride, out, strict=True)
-                ]
-                result.append((a, b, (..., spans[0], spans[1])))
+        for tap in np.ndindex(self.kernel):
+            spans = [
+                slice(t * d, t * d + s * (o - 1) + 1, s)
+                for t, d, s, o in zip(tap, self.dilation, self.stride, out, strict=True)
+            ]
+            result.append((tap, (..., *spans)))
         return result
 
 
 def split(x: Array, groups: int) -> Array:
-    """[N, C, H, W] as [N, groups, C / groups, H, W]."""
+    """[N, C, ...] as [N, groups, C / groups, ...]."""
     return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
 
 
+@reference("conv1d")
 @reference("conv2d")
-class Conv2d:
+@reference("conv3d")
+class Conv:
     """y[n, o] = bias[o] + sum of weight[o, c] over the windows of x[n, c], within each group."""
 
     @staticmethod
@@ -374,39 +380,78 @@ class Conv2d:
         x: Array, weight: Array, bias: Array | None = None, stride: Any = 1, padding: Any = 0,
         dilation: Any = 1, groups: int = 1,
     ) -> Array:  # fmt: skip
-        taps = Taps(weight.shape[2:], stride, padding, dilation)
-        out = taps.out_size(x)
+        taps = Taps(x, weight.shape[2:], stride, padding, dilation)
+        out = taps.out_size()
         planes = split(taps.pad(x, 0, out), groups)
         w = weight.reshape(groups, -1, *weight.shape[1:])
         y = np.zeros((x.shape[0], groups, w.shape[1], *out), x.dtype)
-        for a, b, at in taps.slices(out):
-            y += np.einsum("goc,ngchw->ngohw", w[..., a, b], planes[at])
+        for tap, at in taps.slices(out):
+            y += np.einsum("goc,ngc...->ngo...", w[(..., *tap)], planes[at])
         y = y.reshape(x.shape[0], weight.shape[0], *out)
-        return y if bias is None else y + bias.reshape(1, -1, 1, 1)
+        return y if bias is None else y + bias.reshape(-1, *(1,) * len(out))
 
     @staticmethod
     def backward(
         g: Array, x: Array, weight: Array, bias: Array | None = None, stride: Any = 1,
         padding: Any = 0, dilation: Any = 1, groups: int = 1,
     ) -> tuple[Array, ...]:  # fmt: skip
-        taps = Taps(weight.shape[2:], stride, padding, dilation)
-        padded = taps.pad(x, 0, g.shape[-2:])
+        taps = Taps(x, weight.shape[2:], stride, padding, dilation)
+        out = g.shape[2:]
+        padded = taps.pad(x, 0, out)
         planes = split(padded, groups)
         w = weight.reshape(groups, -1, *weight.shape[1:])
         dy = split(g, groups)
         dx, dw = np.zeros_like(planes), np.zeros_like(w)
-        for a, b, at in taps.slices(g.shape[-2:]):
-            dx[at] += np.einsum("goc,ngohw->ngchw", w[..., a, b], dy)
-            dw[..., a, b] = np.einsum("ngohw,ngchw->goc", dy, planes[at])
-        grads = (taps.crop(dx.reshape(padded.shape), x), dw.reshape(weight.shape))
-        return grads if bias is None else (*grads, g.sum((0, 2, 3)))
+        flat = dy.reshape(*dy.shape[:3], math.prod(out))
+        for tap, at in taps.slices(out):
+            dx[at] += np.einsum("goc,ngo...->ngc...", w[(..., *tap)], dy)
+            seen = planes[at].reshape(*planes.shape[:3], math.prod(out))
+            dw[(..., *tap)] = np.einsum("ngop,ngcp->goc", flat, seen)
+        grads = (taps.crop(dx.reshape(padded.shape)), dw.reshape(weight.shape))
+        return grads if bias is None else (*grads, g.sum((0, *range(2, g.ndim))))
+
+
+@reference("conv_transpose1d")
+@reference("conv_transpose2d")
+@reference("conv_transpose3d")
+class ConvTranspose:
+    """The gradient of a convolution's input."""
+
+    @staticmethod
+    def forward(
+        x: Array, weight: Array, bias: Array | None = None, stride: Any = 1, padding: Any = 0,
+        output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    ) -> Array:  # fmt: skip
+        taps = Taps(x, weight.shape[2:], stride, padding, dilation)
+        extra = Taps(x, output_padding, 1, 0, 1).kernel
+        size = [
+            (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+            for n, k, s, p, d, e in zip(
+                taps.in_size, taps.kernel, taps.stride, taps.padding, taps.dilation, extra,
+                strict=True,
+            )
+        ]  # fmt: skip
+        image = np.zeros((x.shape[0], weight.shape[1] * groups, *size), x.dtype)
+        y = Conv.backward(x, image, weight, None, stride, padding, dilation, groups)[0]
+        return y if bias is None else y + bias.reshape(-1, *(1,) * len(size))
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, weight: Array, bias: Array | None = None, stride: Any = 1,
+        padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        dx = Conv.forward(g, weight, None, stride, padding, dilation, groups)
+        dx = dx[tuple(slice(n) for n in x.shape)]  # output padding may have room for more
+        dw = Conv.backward(x, g, weight, None, stride, padding, dilation, groups)[1]
+        return (dx, dw) if bias is None else (dx, dw, g.sum((0, *range(2, g.ndim))))
 
 
 # ---- pool ----
 
 
 @reference("max_pool2d")
-class MaxPool2d:
+@reference("max_pool3d")
+class MaxPool:
     """The gradient goes to the first of equal maxima."""
 
     @staticmethod
@@ -414,52 +459,54 @@ class MaxPool2d:
         x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
         ceil_mode: bool = False,
     ) -> Array:  # fmt: skip
-        taps = Taps(kernel_size, stride or kernel_size, padding, dilation)
-        out = taps.out_size(x, ceil_mode)
+        taps = Taps(x, kernel_size, stride or kernel_size, padding, dilation)
+        out = taps.out_size(ceil_mode)
         planes = taps.pad(x, -np.inf, out)
-        return np.max(np.stack([planes[at] for _, _, at in taps.slices(out)]), 0)
+        return np.max(np.stack([planes[at] for _, at in taps.slices(out)]), 0)
 
     @staticmethod
     def backward(
         g: Array, x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0,
         dilation: Any = 1, ceil_mode: bool = False,
     ) -> tuple[Array]:  # fmt: skip
-        taps = Taps(kernel_size, stride or kernel_size, padding, dilation)
-        out = taps.out_size(x, ceil_mode)
+        taps = Taps(x, kernel_size, stride or kernel_size, padding, dilation)
+        out = taps.out_size(ceil_mode)
         planes = taps.pad(x, -np.inf, out)
-        best = np.argmax(np.stack([planes[at] for _, _, at in taps.slices(out)]), 0)
+        best = np.argmax(np.stack([planes[at] for _, at in taps.slices(out)]), 0)
         dx = np.zeros_like(planes)
-        for k, (_, _, at) in enumerate(taps.slices(out)):
+        for k, (_, at) in enumerate(taps.slices(out)):
             dx[at] += np.where(best == k, g, 0)
-        return (taps.crop(dx, x),)
+        return (taps.crop(dx),)
 
 
 @reference("avg_pool2d")
-class AvgPool2d:
+@reference("avg_pool3d")
+class AvgPool:
     @staticmethod
     def cells(
-        x: Array, taps: Taps, out: tuple[int, int], count_pad: bool, override: int | None
+        x: Array, taps: Taps, out: tuple[int, ...], count_pad: bool, override: int | None
     ) -> Array:
         """What each window's sum is divided by."""
         if override:
             return np.full(out, override, x.dtype)
-        ones = np.ones(x.shape[-2:], x.dtype)
+        ones = np.ones((1, 1, *taps.in_size), x.dtype)
         if count_pad:
-            ones = np.pad(ones, [(p, p) for p in taps.padding], constant_values=1)
-            taps = Taps(taps.kernel, taps.stride, 0, 1)
+            widths = [(0, 0)] * 2 + [(p, p) for p in taps.padding]
+            ones = np.pad(ones, widths, constant_values=1)
+            taps = Taps(ones, taps.kernel, taps.stride, 0, 1)
         planes = taps.pad(ones, 0, out)
-        return np.sum([planes[at] for _, _, at in taps.slices(out)], axis=0)
+        return np.sum([planes[at] for _, at in taps.slices(out)], axis=0)
 
     @staticmethod
     def forward(
         x: Array, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Array:  # fmt: skip
-        taps = Taps(kernel_size, stride or kernel_size, padding, 1)
-        out = taps.out_size(x, ceil_mode)
+        taps = Taps(x, kernel_size, stride or kernel_size, padding, 1)
+        out = taps.out_size(ceil_mode)
         planes = taps.pad(x, 0, out)
-        total = np.sum([planes[at] for _, _, at in taps.slices(out)], axis=0)
-        return total / AvgPool2d.cells(x, taps, out, count_include_pad, divisor_override)
+        total = np.sum([planes[at] for _, at in taps.slices(out)], axis=0)
+        return total / AvgPool.cells(x, taps, out, count_include_pad, divisor_override)
 
     @staticmethod
     def backward(
@@ -467,13 +514,13 @@ class AvgPool2d:
         ceil_mode: bool = False, count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> tuple[Array]:  # fmt: skip
-        taps = Taps(kernel_size, stride or kernel_size, padding, 1)
-        out = taps.out_size(x, ceil_mode)
-        share = g / AvgPool2d.cells(x, taps, out, count_include_pad, divisor_override)
+        taps = Taps(x, kernel_size, stride or kernel_size, padding, 1)
+        out = taps.out_size(ceil_mode)
+        share = g / AvgPool.cells(x, taps, out, count_include_pad, divisor_override)
         dx = np.zeros_like(taps.pad(x, 0, out))
-        for _, _, at in taps.slices(out):
+        for _, at in taps.slices(out):
             dx[at] += share
-        return (taps.crop(dx, x),)
+        return (taps.crop(dx),)
 
 
 # ---- norm ----

@@ -9,8 +9,23 @@ import pytest
 
 import grebe
 from grebe.autograd import gradcheck, gradgradcheck
-from grebe.nn.grad import conv2d_input, conv2d_weight
-from grebe.ops.conv import conv1d, conv2d, conv_transpose2d
+from grebe.nn.grad import (
+    conv1d_input,
+    conv1d_weight,
+    conv2d_input,
+    conv2d_weight,
+    conv3d_input,
+    conv3d_weight,
+)
+from grebe.ops import conv_arrays
+from grebe.ops.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from reference import REFERENCES
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,9 +36,8 @@ def rand(*shape: int, dtype: Any = np.float64) -> Any:
 
 
 def channels_last(x: Any) -> Any:
-    return grebe.from_numpy(np.ascontiguousarray(x.numpy().transpose(0, 2, 3, 1))).permute(
-        0, 3, 1, 2
-    )
+    last = np.ascontiguousarray(np.moveaxis(x.numpy(), 1, -1))
+    return grebe.from_numpy(last).permute(0, x.ndim - 1, *range(1, x.ndim - 1))
 
 
 SHAPES = [
@@ -111,6 +125,95 @@ def test_one_dimension_and_unbatched() -> None:
     np.testing.assert_array_equal(
         conv2d(image, kernel).numpy(), conv2d(image.unsqueeze(0), kernel).numpy()[0]
     )
+
+
+VOLUMES = [
+    ((2, 2, 4, 4, 5), (3, 2, 2, 2, 3), {"padding": (1, 0, 1)}),
+    ((2, 4, 5, 3, 4), (2, 2, 2, 2, 2), {"stride": (2, 1, 2), "padding": 1, "groups": 2}),
+    ((1, 2, 5, 4, 4), (2, 2, 2, 2, 2), {"stride": (3, 1, 1), "dilation": (2, 1, 1)}),
+]
+
+
+@pytest.mark.parametrize(("x", "w", "kwargs"), VOLUMES)
+def test_volumes_have_first_and_second_gradients(x: Any, w: Any, kwargs: Any) -> None:
+    inputs = [t.requires_grad_() for t in (rand(*x), rand(*w), rand(w[0]))]
+
+    def f(a: Any, b: Any, c: Any) -> Any:
+        return conv3d(a, b, c, **kwargs)
+
+    assert gradcheck(f, inputs) and gradgradcheck(f, inputs)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("x", "w", "kwargs"), VOLUMES)
+def test_volumes_in_any_format_chunk_and_number_of_threads(
+    x: Any, w: Any, kwargs: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = (5, *x[1:])
+    input, weight, bias = rand(*x, dtype=dtype), rand(*w, dtype=dtype), rand(w[0], dtype=dtype)
+    grad = rand(*conv3d(input, weight, **kwargs).shape, dtype=dtype)
+    results = []
+    for chunk, threads, form in (
+        (8 << 20, 1, lambda t: t), (1, 1, lambda t: t), (1, 2, lambda t: t), (1, 2, channels_last),
+        (3000, 2, channels_last),
+    ):  # fmt: skip
+        monkeypatch.setattr(conv_arrays, "_CHUNK_BYTES", chunk)
+        grebe.set_num_threads(threads)
+        leaves = [t.clone().requires_grad_() for t in (form(input), weight, bias)]
+        y = conv3d(*leaves, **kwargs)
+        y.backward(form(grad))
+        assert y.array.transpose(0, 2, 3, 4, 1).flags.c_contiguous == (form is channels_last)
+        results.append([y.detach().numpy(), *(t.grad.numpy() for t in leaves)])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(
+                a, b, rtol=0, atol=50 * np.finfo(dtype).eps * np.abs(a).max()
+            )
+    for a, b in zip(results[1], results[2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("forward", "transposed", "spatial"),
+    [(conv1d, conv_transpose1d, (7,)), (conv3d, conv_transpose3d, (3, 4, 5))],
+)
+def test_other_dimensions_transposed(forward: Any, transposed: Any, spatial: Any) -> None:
+    kwargs: dict[str, Any] = {"stride": 3, "padding": 1, "dilation": 2, "groups": 2}
+    kernel = tuple(range(2, 2 + len(spatial)))
+    x, w, b = rand(2, 6, *spatial), rand(6, 2, *kernel), rand(4)
+    y = transposed(x, w, output_padding=2, **kwargs)
+    z = rand(*y.shape)
+    left = (y * z).sum().item()
+    assert left == pytest.approx((x * forward(z, w, **kwargs)).sum().item(), rel=1e-12)
+    biased = transposed(x[0], w, b, output_padding=2, **kwargs).numpy()
+    expected = y.numpy()[0] + b.numpy().reshape(-1, *(1,) * len(spatial))
+    np.testing.assert_allclose(biased, expected, rtol=1e-12)
+    small = [t.requires_grad_() for t in (rand(1, 2, *(2,) * len(spatial)),
+                                          rand(2, 1, *(2,) * len(spatial)), rand(1))]  # fmt: skip
+    assert gradgradcheck(lambda a, b, c: transposed(a, b, c, stride=2), small)
+
+
+@pytest.mark.parametrize(
+    ("conv", "to_input", "to_weight", "spatial"),
+    [(conv1d, conv1d_input, conv1d_weight, (9,)), (conv3d, conv3d_input, conv3d_weight, (4, 5, 3))],
+)
+def test_gradients_as_functions(conv: Any, to_input: Any, to_weight: Any, spatial: Any) -> None:
+    kwargs: dict[str, Any] = {"stride": 2, "padding": 1, "groups": 2}
+    x, w = rand(2, 4, *spatial).requires_grad_(), rand(6, 2, *(2,) * len(spatial)).requires_grad_()
+    y = conv(x, w, **kwargs)
+    dy = rand(*y.shape)
+    gx, gw = grebe.autograd.grad(y, (x, w), dy)
+    np.testing.assert_array_equal(to_input(x.shape, w, dy, **kwargs).detach().numpy(), gx.numpy())
+    np.testing.assert_array_equal(to_weight(x, w.shape, dy, **kwargs).detach().numpy(), gw.numpy())
+
+
+def test_half_precision_volumes() -> None:
+    x, w = rand(2, 3, 4, 4, 4), rand(2, 3, 2, 2, 2)
+    wide = [t.to(grebe.bfloat16) for t in (x, w)]
+    y = conv3d(*wide)
+    assert y.dtype == grebe.bfloat16
+    expected = conv3d(*(t.float() for t in wide)).numpy()
+    np.testing.assert_allclose(y.float().numpy(), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [((3, 3), 1), ((2, 4), 1), ((2, 3), (3, 2))])
@@ -209,6 +312,13 @@ def test_nan_spreads_over_one_tile_at_most() -> None:
         (TypeError, "must be a Tensor", lambda: conv2d(np.ones((1, 1, 5, 5)), ONE[1])),
         (ValueError, "empty", lambda: conv2d(grebe.zeros(1, 0, 5, 5), grebe.zeros(1, 0, 3, 3))),
         (ValueError, "output_padding", lambda: conv_transpose2d(*ONE, output_padding=1)),
+        (ValueError, r"\[N, C, D, H, W\] or \[C, D, H, W\]", lambda: conv3d(rand(1, 3, 3), ONE[1])),
+        (ValueError, "kD, kH, kW", lambda: conv3d(rand(1, 1, 3, 3, 3), ONE[1])),
+        (ValueError, "or 3 ints", lambda: conv3d(*CUBE, stride=(1, 2))),
+        (ValueError, r"padded input of size \[3, 3, 3\]", lambda: conv3d(*CUBE, dilation=3)),
+        (ValueError, "grad_output", lambda: conv3d_weight(CUBE[0], (1, 1, 2, 2, 2), CUBE[0])),
+        (ValueError, "output_padding", lambda: conv_transpose3d(*CUBE, output_padding=(0, 1, 0))),
+        (ValueError, "expected input of shape", lambda: conv_transpose1d(*ONE)),
         (ValueError, "would be empty", lambda: conv_transpose2d(*ONE, padding=9)),
         (ValueError, "grad_output", lambda: conv2d_input((1, 1, 5, 5), ONE[1], rand(1, 1, 4, 3))),
     ],
@@ -219,3 +329,4 @@ def test_errors(error: Any, message: str, call: Any) -> None:
 
 
 ONE = (rand(1, 1, 5, 5), rand(1, 1, 3, 3))
+CUBE = (rand(1, 1, 3, 3, 3), rand(1, 1, 2, 2, 2))

@@ -12,12 +12,16 @@ from grebe.autograd import gradcheck, gradgradcheck
 from grebe.ops.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
     adaptive_max_pool1d,
     adaptive_max_pool2d,
+    adaptive_max_pool3d,
     avg_pool1d,
     avg_pool2d,
+    avg_pool3d,
     max_pool1d,
     max_pool2d,
+    max_pool3d,
 )
 
 
@@ -156,6 +160,36 @@ def test_one_dimension_and_unbatched() -> None:
     assert max_pool2d(rand(3, 6, 7), 2).shape == (3, 3, 3)
 
 
+VOLUMES = {
+    "max": lambda x: max_pool3d(x, (2, 3, 2), 2, 1, (2, 1, 1)),
+    "avg": lambda x: avg_pool3d(x, 3, 2, 1, True, False),
+    "avg divided": lambda x: avg_pool3d(x, 2, divisor_override=3),
+    "adaptive max": lambda x: adaptive_max_pool3d(x, (3, 2, 4)),
+    "adaptive avg": lambda x: adaptive_avg_pool3d(x, (None, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("pool", VOLUMES.values(), ids=VOLUMES)
+def test_volumes_have_first_and_second_gradients(pool: Any) -> None:
+    values = np.random.default_rng(0).permutation(2 * 5 * 4 * 5).astype(np.float64)
+    x = grebe.from_numpy(values.reshape(1, 2, 5, 4, 5)).requires_grad_()
+    assert gradcheck(pool, [x]) and gradgradcheck(pool, [x])
+
+
+def test_volume_indices_point_at_the_maxima() -> None:
+    x = rand(2, 3, 5, 6, 7)
+    for pool in (
+        lambda x: max_pool3d(x, (2, 3, 2), 2, 1, (2, 1, 1), return_indices=True),
+        lambda x: adaptive_max_pool3d(x, (2, 4, 3), return_indices=True),
+    ):
+        y, index = pool(x)
+        found = np.take_along_axis(x.numpy().reshape(2, 3, -1), index.numpy().reshape(2, 3, -1), 2)
+        np.testing.assert_array_equal(found.reshape(y.shape), y.numpy())
+        single, other = pool(x[1])
+        np.testing.assert_array_equal(single.numpy(), y.numpy()[1])
+        np.testing.assert_array_equal(other.numpy(), index.numpy()[1])
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
@@ -173,6 +207,9 @@ def test_one_dimension_and_unbatched() -> None:
         (TypeError, "floating", lambda: max_pool2d(grebe.ones(1, 1, 4, 4, dtype=grebe.int64), 2)),
         (ValueError, "output_size", lambda: adaptive_avg_pool2d(rand(1, 1, 4, 4), 0)),
         (ValueError, "output_size", lambda: adaptive_max_pool2d(rand(1, 1, 4, 4), (1, 2, 3))),
+        (ValueError, r"\[N, C, D, H, W\]", lambda: max_pool3d(rand(1, 4, 4), 2)),
+        (ValueError, "too large", lambda: avg_pool3d(rand(1, 1, 4, 4, 4), (5, 1, 1))),
+        (ValueError, "or 3 of int", lambda: adaptive_avg_pool3d(rand(1, 1, 4, 4, 4), (1, 2))),
         (TypeError, "must be a Tensor", lambda: max_pool1d(np.ones((1, 1, 4)), 2)),
     ],
 )

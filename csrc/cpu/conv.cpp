@@ -300,7 +300,6 @@ struct Forward {
     int64_t* taps;
   };
   Problem p;
-  bool relu;
   Columns<T> x;
   Maps<T> y;
   const T *w, *bias;
@@ -354,12 +353,11 @@ struct Forward {
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
-        const vec<T> r = relu ? max_nan(acc[m][v], vec<T>{}) : acc[m][v];
         T* at = to + m * plane + v * lanes<T>;
         if (v + 1 < V || left >= V * lanes<T>)
-          store(at, r);
+          store(at, acc[m][v]);
         else
-          store_n(at, r, left - v * lanes<T>);
+          store_n(at, acc[m][v], left - v * lanes<T>);
       }
   }
 
@@ -390,24 +388,19 @@ struct Forward {
 };
 
 template <class T>
-bool forward(const Problem& p, In x, In w, OptIn bias, Out y, bool relu) {
+bool forward(const Problem& p, In x, In w, OptIn bias, Out y) {
   if (p.in_channels == 1 && p.groups > 1) {
-    Depthwise<T> f{p.window,      p.batch,    p.groups,   p.out_channels, false,
-                   relu,          data<T>(x), data<T>(w), data<T>(bias),  strides_of(x),
-                   strides_of(y), data<T>(y), nullptr};
+    Depthwise<T> f{p.window,   p.batch,       p.groups,      p.out_channels, false,      data<T>(x),
+                   data<T>(w), data<T>(bias), strides_of(x), strides_of(y),  data<T>(y), nullptr};
     return f.run();
   }
   const Columns<T> columns = columns_of<T>(p, x);
   const int64_t images = images_per_job<T>(p.pixels(), p.batch);
   const int64_t bytes = columns.row_bytes(images);
-  Forward<T> f{p,
-               relu,
-               columns,
-               maps_of<T>(y, p.groups),
-               data<T>(w),
-               data<T>(bias),
-               jobs_of<T>(p, images, p.window.out_h, bytes, columns.reach()),
-               nullptr};
+  Forward<T> f{
+      p,          columns,       maps_of<T>(y, p.groups),
+      data<T>(w), data<T>(bias), jobs_of<T>(p, images, p.window.out_h, bytes, columns.reach()),
+      nullptr};
   return run_jobs(f, f.jobs.count());
 }
 
@@ -598,9 +591,9 @@ bool depthwise_grad_input(const Problem& p, In grad, In w, Out gx) {
                           (g.kernel_w - 1) * g.dilation_w - g.pad_w,
                           g.dilation_h,
                           g.dilation_w};
-  Depthwise<T> f{reverse,        p.batch,       p.groups,   1,       true,
-                 false,          data<T>(grad), data<T>(w), nullptr, strides_of(grad),
-                 strides_of(gx), data<T>(gx),   nullptr};
+  Depthwise<T> f{
+      reverse, p.batch,          p.groups,       1,           true,   data<T>(grad), data<T>(w),
+      nullptr, strides_of(grad), strides_of(gx), data<T>(gx), nullptr};
   return f.run();
 }
 
@@ -800,12 +793,12 @@ bool grad_weight(const Problem& p, In grad, In x, Out gw, OptOut gb) {
 }  // namespace
 
 bool conv2d(In x, In w, OptIn bias, Out y, int64_t stride_h, int64_t stride_w, int64_t pad_h,
-            int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu) {
+            int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
   const Steps steps{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
-  if (is_deep(x, w, groups)) return deep_conv2d(x, w, bias, y, steps, relu);
+  if (is_deep(x, w, groups)) return deep_conv2d(x, w, bias, y, steps);
   const Problem p = problem_of(x, w, y, steps, groups);
-  return x.dtype == DType::kFloat32 ? forward<float>(p, x, w, bias, y, relu)
-                                    : forward<double>(p, x, w, bias, y, relu);
+  return x.dtype == DType::kFloat32 ? forward<float>(p, x, w, bias, y)
+                                    : forward<double>(p, x, w, bias, y);
 }
 
 bool conv2d_grad_input(In grad, In w, Out gx, int64_t stride_h, int64_t stride_w, int64_t pad_h,

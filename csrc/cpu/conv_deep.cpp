@@ -205,7 +205,6 @@ template <class T>
 struct Correlation {
   Image<T> x, y;
   const T *packed, *bias;
-  bool relu;
   int64_t taps;  // of the kernel
   TapList list;
   Bands<T> bands;
@@ -238,7 +237,7 @@ struct Correlation {
   // Some channels of some taps.
   struct Piece {
     int64_t tap, taps, channel, channels;
-    bool first, last;
+    bool first;
   };
 
   template <int V>
@@ -265,7 +264,6 @@ struct Correlation {
         for (int i = 0; i < M; ++i)
           for (int v = 0; v < V; ++v) {
             acc[i][v] += load((piece.first ? start : results + to[i]) + v * L);
-            if (relu && piece.last) acc[i][v] = max_nan(acc[i][v], vec<T>{});
             store(results + to[i] + v * L, acc[i][v]);
           }
       });
@@ -284,15 +282,15 @@ struct Correlation {
   void phase(const Strips<T>& strips, int64_t group, int64_t p, const T* start, int64_t count,
              const Memory& m) const {
     const int64_t begin = list.first[p], size = list.first[p + 1] - begin;
-    if (size == 0) return multiply(strips, group, {begin, 0, 0, 0, true, true}, start, count, m);
+    if (size == 0) return multiply(strips, group, {begin, 0, 0, 0, true}, start, count, m);
     const Tiling blocks(size, clamp(kSteps / x.channels, 1, size));
     const Tiling parts(x.channels, kSteps > x.channels ? x.channels : kSteps);
     for (int64_t b = 0; b < blocks.count; ++b)
       for (int64_t c = 0; c < parts.count; ++c)
-        multiply(strips, group,
-                 {begin + blocks.begin(b), blocks.size(b), parts.begin(c), parts.size(c),
-                  b + c == 0, b + c == blocks.count + parts.count - 2},
-                 start, count, m);
+        multiply(
+            strips, group,
+            {begin + blocks.begin(b), blocks.size(b), parts.begin(c), parts.size(c), b + c == 0},
+            start, count, m);
   }
 
   void job(const Strips<T>& strips, int64_t group, int64_t begin, int64_t end,
@@ -346,7 +344,6 @@ struct Pass {
   Axis h, w;
   Weight<T> weight;
   const T* bias;
-  bool relu;
 
   void add_taps(Correlation<T>& c, int64_t phase, int64_t out_h, int64_t out_w, bool inside) const {
     c.list.begin_phase(phase);
@@ -407,7 +404,6 @@ struct Pass {
     c.x = map ? as_rows(x) : x;
     c.y = map ? as_rows(y) : y;
     c.bias = bias;
-    c.relu = relu;
     c.taps = taps;
     c.list = {nullptr, nullptr, phases, map ? 1 : h.step(), map ? 0 : w.step(), 0};
     plan(c, map);
@@ -618,28 +614,18 @@ void skip_unused(Image<T>& x, Axis& h, Axis& w) {
 }
 
 template <class T>
-bool direct_forward(const View& x, const View& w, const View& bias, const View& y, const Steps& s,
-                    bool relu) {
-  Pass<T> f{image_of<T>(x),
-            image_of<T>(y),
-            rows_axis(w, s, false),
-            columns_axis(w, s, false),
-            weight_of<T>(w, false),
-            data<T>(bias),
-            relu};
+bool direct_forward(const View& x, const View& w, const View& bias, const View& y, const Steps& s) {
+  Pass<T> f{image_of<T>(x),         image_of<T>(y),
+            rows_axis(w, s, false), columns_axis(w, s, false),
+            weight_of<T>(w, false), data<T>(bias)};
   skip_unused(f.x, f.h, f.w);
   return f.run();
 }
 
 template <class T>
 bool direct_grad_input(const View& grad, const View& w, const View& gx, const Steps& s) {
-  return Pass<T>{image_of<T>(grad),
-                 image_of<T>(gx),
-                 rows_axis(w, s, true),
-                 columns_axis(w, s, true),
-                 weight_of<T>(w, true),
-                 nullptr,
-                 false}
+  return Pass<T>{image_of<T>(grad),        image_of<T>(gx),       rows_axis(w, s, true),
+                 columns_axis(w, s, true), weight_of<T>(w, true), nullptr}
       .run();
 }
 
@@ -657,8 +643,8 @@ bool direct_grad_weight(const View& grad, const View& x, const View& gw, const V
   return f.run();
 }
 
-bool winograd_forward(const View& x, const View& w, const View& bias, const View& y, const Steps& s,
-                      bool relu) {
+bool winograd_forward(const View& x, const View& w, const View& bias, const View& y,
+                      const Steps& s) {
   Winograd f{};
   f.x = image_of<float>(x);
   f.y = image_of<float>(y);
@@ -666,7 +652,6 @@ bool winograd_forward(const View& x, const View& w, const View& bias, const View
   f.pad_w = s.pad_w;
   f.kernels = {data<float>(w), f.y.channels, f.x.channels, 9 * f.x.channels, 9, false};
   f.bias = data<float>(bias);
-  f.relu = relu;
   return f.run();
 }
 
@@ -698,11 +683,10 @@ bool is_deep(const View& x, const View& w, int64_t groups) {
   return groups == 1 && x.shape[0] > 0 && w.shape[0] >= kDeep && w.shape[1] >= kDeep;
 }
 
-bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& s,
-                 bool relu) {
-  if (by_winograd(w, y, s)) return winograd_forward(x, w, bias, y, s, relu);
-  return x.dtype == DType::kFloat32 ? direct_forward<float>(x, w, bias, y, s, relu)
-                                    : direct_forward<double>(x, w, bias, y, s, relu);
+bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& s) {
+  if (by_winograd(w, y, s)) return winograd_forward(x, w, bias, y, s);
+  return x.dtype == DType::kFloat32 ? direct_forward<float>(x, w, bias, y, s)
+                                    : direct_forward<double>(x, w, bias, y, s);
 }
 
 bool deep_grad_input(const View& grad, const View& w, const View& gx, const Steps& s) {

@@ -13,8 +13,7 @@ struct Steps {
 bool is_deep(const View& x, const View& w, int64_t groups);
 
 // False: out of memory.
-bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& steps,
-                 bool relu);
+bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& steps);
 bool deep_grad_input(const View& grad, const View& w, const View& gx, const Steps& steps);
 bool deep_grad_weight(const View& grad, const View& x, const View& gw, const View& gb,
                       const Steps& steps);

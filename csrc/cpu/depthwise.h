@@ -14,7 +14,7 @@ template <class T>
 struct Depthwise {
   Window window;
   int64_t batch, channels, multiplier;  // input channels; output channels for each of them
-  bool reversed, relu;
+  bool reversed;
   const T *x, *w, *bias;
   Strides xs, ys;
   T* y;
@@ -46,14 +46,13 @@ struct Depthwise {
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const vec<T> r = relu ? max_nan(acc[v], vec<T>{}) : acc[v];
       const int64_t n = size[v] < lanes<T> ? size[v] : lanes<T>;
       if (ys.w != 1)
-        store_strided_n(out[v], ys.w, r, n);
+        store_strided_n(out[v], ys.w, acc[v], n);
       else if (n == lanes<T>)
-        store(out[v], r);
+        store(out[v], acc[v]);
       else
-        store_n(out[v], r, n);
+        store_n(out[v], acc[v], n);
     }
   }
 

@@ -155,7 +155,6 @@ struct Winograd {
   int64_t pad_h, pad_w;  // negative: rows and columns left out
   Kernels kernels;
   const float* bias;
-  bool relu;
 
   int64_t tile_rows() const { return (y.h + 1) / 2; }
   int64_t tile_cols() const { return (y.w + 1) / 2; }
@@ -225,10 +224,7 @@ struct Winograd {
         const V32 start = load(b + c);
         transform<OutputTransform>(
             [&](int i, int j) { return load(from + (4 * i + j) * products_plane()); },
-            [&](int i, int j, V32 v) {
-              v += start;
-              store(to + i * row + j * G, relu ? max_nan(v, V32{}) : v);
-            });
+            [&](int i, int j, V32 v) { store(to + i * row + j * G, v + start); });
       }
   }
 

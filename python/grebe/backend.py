@@ -77,6 +77,11 @@ def contiguous(array: Array) -> Array:
     if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
         return array
     result = empty(array.shape, array.dtype.newbyteorder("="), array)
-    if kernels(array).copy(array, result) is NotImplemented:
-        result[...] = array
+    assign(result, array)
     return result
+
+
+def assign(to: Array, value: Array) -> None:
+    """Writes `value` over `to`, of the same shape and dtype but for the byte order."""
+    if kernels(value).copy(value, to) is NotImplemented:
+        to[...] = value

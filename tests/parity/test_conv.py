@@ -13,7 +13,7 @@ from grebe.ops import conv, pool
 
 torch = pytest.importorskip("torch")
 
-FAMILY = [c for c in CASES if c.op in ("conv2d", "max_pool2d", "avg_pool2d")]
+FAMILY = [c for c in CASES if "conv" in c.op or "pool" in c.op]
 
 
 def compare(ours: Any, theirs: Any, inputs: list[Any]) -> None:
@@ -36,12 +36,7 @@ def compare(ours: Any, theirs: Any, inputs: list[Any]) -> None:
 
 @pytest.mark.parametrize("case", FAMILY, ids=str)
 def test_cases(case: Case) -> None:
-    if case.op == "avg_pool2d":
-        ours = lambda x: pool.avg_pool2d(x, **case.kwargs)
-        theirs = lambda x: torch.nn.functional.avg_pool2d(x, **case.kwargs)
-    else:
-        ours, theirs = lambda *a: case.run(grebe, *a), lambda *a: case.run(torch, *a)
-    compare(ours, theirs, case.draw(np.float32))
+    compare(lambda *a: case.run(grebe, *a), lambda *a: case.run(torch, *a), case.draw(np.float32))
 
 
 def draw(*shapes: tuple[int, ...]) -> list[Any]:
@@ -92,3 +87,31 @@ def test_max_pool_indices() -> None:
     z, wanted = torch.nn.functional.max_pool2d(torch.from_numpy(x), *args)
     np.testing.assert_array_equal(y.numpy(), z.numpy())
     np.testing.assert_array_equal(index.numpy(), wanted.numpy())
+
+
+@pytest.mark.parametrize("size", [2, (3, 5, 4), (None, 4, 1)])
+@pytest.mark.parametrize("name", ["adaptive_avg_pool3d", "adaptive_max_pool3d"])
+def test_adaptive_volumes(name: str, size: Any) -> None:
+    compare(
+        lambda x: getattr(pool, name)(x, size),
+        lambda x: getattr(torch.nn.functional, name)(x, size),
+        draw((2, 3, 7, 11, 5)),
+    )
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_output_size(dimensions: int) -> None:
+    name = f"ConvTranspose{dimensions}d"
+    theirs = getattr(torch.nn, name)(3, 2, 3, stride=3, padding=1)
+    ours = getattr(grebe.nn, name)(3, 2, 3, stride=3, padding=1)
+    ours.load_state_dict({k: grebe.tensor(v.numpy()) for k, v in theirs.state_dict().items()})
+    (x,) = draw((2, 3, *range(4, 4 + dimensions)))
+    for size in ([11, 14, 17][:dimensions], (2, 2, *[12, 15, 18][:dimensions])):
+        y = ours(grebe.from_numpy(x), output_size=size).detach().numpy()
+        z = theirs(torch.from_numpy(x), output_size=size).detach().numpy()
+        assert y.shape == z.shape
+        np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-5)
+    for size in ([99] * dimensions, [11] * (dimensions + 1)):
+        for module, lib in ((ours, grebe), (theirs, torch)):
+            with pytest.raises(ValueError, match=r"output.size"):
+                module(lib.from_numpy(x), output_size=size)

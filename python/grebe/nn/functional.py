@@ -18,7 +18,14 @@ from ..autograd import grad_enabled, no_grad
 from ..backend import empty
 from ..dtypes import is_floating
 from ..ops.attention import scaled_dot_product_attention
-from ..ops.conv import conv1d, conv2d, conv_transpose2d
+from ..ops.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from ..ops.dropout import dropout, dropout1d, dropout2d
 from ..ops.elementwise import clamp, gelu, logsigmoid, sigmoid, softplus, tanh, where
 from ..ops.embedding import check_range, embedding, embedding_bag, indices
@@ -41,22 +48,29 @@ from ..ops.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_no
 from ..ops.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
     adaptive_max_pool1d,
     adaptive_max_pool2d,
+    adaptive_max_pool3d,
     avg_pool1d,
     avg_pool2d,
+    avg_pool3d,
     max_pool1d,
     max_pool2d,
+    max_pool3d,
 )
 from ..tensor import Tensor
 
 __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "bilinear",
     "binary_cross_entropy",
@@ -64,7 +78,10 @@ __all__ = [
     "celu",
     "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
     "conv_transpose2d",
+    "conv_transpose3d",
     "cosine_similarity",
     "cross_entropy",
     "dropout",
@@ -93,6 +110,7 @@ __all__ = [
     "margin_ranking_loss",
     "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
     "mish",
     "mse_loss",
     "nll_loss",

@@ -1,54 +1,39 @@
-"""Convolution (cross-correlation): conv1d, conv2d, conv_transpose2d and the gradients as functions.
+"""Convolution (cross-correlation) over one, two and three dimensions, transposed convolution, and
+their gradients as functions.
 
-conv2d, its input gradient and its weight gradient are each linear in both operands and closed under
-differentiation: the backward of one consists of the other two. Kernels: csrc/cpu/conv.cpp.
+A convolution, its input gradient and its weight gradient are each linear in both operands and
+closed under differentiation: the backward of one consists of the other two. Kernels:
+csrc/cpu/conv.cpp.
 D2L chapters 7 and 14.10.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
-from ..backend import Array, contiguous, empty, kernels
+from ..backend import Array
 from ..tensor import Tensor, expect_tensor
-from .window import (
-    Pair,
-    as_ints,
-    as_pair,
-    check_image,
-    is_channels_last,
-    is_half,
-    new_image,
-    useful_step,
-)
+from . import conv_arrays
+from .conv_arrays import Geometry
+from .window import Sizes, as_ints, check_image, is_half
 
-__all__ = ["conv1d", "conv2d", "conv_transpose2d"]
-
-
-class _Geometry(NamedTuple):
-    """Sizes and steps of a convolution; padding counts rows above and columns to the left."""
-
-    in_size: Pair
-    out_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-    def steps(self, kernel: tuple[int, ...]) -> tuple[int, ...]:
-        """The kernels' arguments."""
-        stride = [useful_step(s, n) for s, n in zip(self.stride, self.out_size, strict=True)]
-        dilation = [useful_step(d, n) for d, n in zip(self.dilation, kernel, strict=True)]
-        return (*stride, *self.padding, *dilation, self.groups)
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+]
 
 
 # ---- the three closed operations, on checked arguments ----
 
 
-class Conv2d(Node):
+class Conv(Node):
     """y = x * w + b: dx is the input gradient, dw the weight gradient, db = sum(dy)."""
 
     __slots__ = ()
@@ -61,14 +46,15 @@ class Conv2d(Node):
             return gx, None, None
         if grad_enabled() or not to_weight:
             gw = _weight_grad(input, grad, weight.array.shape, geometry) if to_weight else None
-            return gx, gw, grad.sum((0, 2, 3)) if to_bias else None
-        gw_array, gb_array = _weight_grad_arrays(
+            others = (0, *range(2, grad.array.ndim))
+            return gx, gw, grad.sum(others) if to_bias else None
+        gw_array, gb_array = conv_arrays.grad_weight(
             input.array, grad.array, weight.array.shape, geometry, to_bias
         )
-        return gx, wrap(gw_array), wrap(gb_array) if to_bias else None
+        return gx, wrap(gw_array), None if gb_array is None else wrap(gb_array)
 
 
-class Conv2dInputGrad(Node):
+class ConvInputGrad(Node):
     """dx = input gradient of (dy, w)."""
 
     __slots__ = ()
@@ -77,12 +63,12 @@ class Conv2dInputGrad(Node):
         dy, weight, geometry = self.saved
         to_dy, to_weight = (edge is not None for edge in self.edges)
         return (
-            _conv2d(grad, weight, None, geometry) if to_dy else None,
+            _conv(grad, weight, None, geometry) if to_dy else None,
             _weight_grad(grad, dy, weight.array.shape, geometry) if to_weight else None,
         )
 
 
-class Conv2dWeightGrad(Node):
+class ConvWeightGrad(Node):
     """dw = weight gradient of (x, dy)."""
 
     __slots__ = ()
@@ -92,44 +78,29 @@ class Conv2dWeightGrad(Node):
         to_input, to_dy = (edge is not None for edge in self.edges)
         return (
             _input_grad(dy, grad, geometry) if to_input else None,
-            _conv2d(input, grad, None, geometry) if to_dy else None,
+            _conv(input, grad, None, geometry) if to_dy else None,
         )
 
 
-def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    x, w = input.array, contiguous(weight.array)
-    b = None if bias is None else contiguous(bias.array)
-    shape = (x.shape[0], w.shape[0], *geometry.out_size)
-    y = new_image(shape, x.dtype, x, is_channels_last(x))
-    kernels(x).conv2d(x, w, b, y, *geometry.steps(w.shape[2:]), False)
-    return record(Conv2d, y, (input, weight, bias), (input, weight, geometry))
+def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    b = None if bias is None else bias.array
+    y = conv_arrays.forward(input.array, weight.array, b, geometry)
+    return record(Conv, y, (input, weight, bias), (input, weight, geometry))
 
 
-def _input_grad(grad: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    dy, w = grad.array, contiguous(weight.array)
-    shape = (dy.shape[0], w.shape[1] * geometry.groups, *geometry.in_size)
-    gx = new_image(shape, dy.dtype, dy, is_channels_last(dy))
-    kernels(dy).conv2d_grad_input(dy, w, gx, *geometry.steps(w.shape[2:]))
-    return record(Conv2dInputGrad, gx, (grad, weight), (grad, weight, geometry))
+def _input_grad(grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    gx = conv_arrays.grad_input(grad.array, weight.array, geometry)
+    return record(ConvInputGrad, gx, (grad, weight), (grad, weight, geometry))
 
 
-def _weight_grad_arrays(
-    x: Array, dy: Array, shape: tuple[int, ...], geometry: _Geometry, bias: bool
-) -> tuple[Array, Array | None]:
-    gw = empty(shape, x.dtype, x)
-    gb = empty(shape[:1], x.dtype, x) if bias else None
-    kernels(x).conv2d_grad_weight(dy, x, gw, gb, *geometry.steps(shape[2:]))
-    return gw, gb
-
-
-def _weight_grad(
-    input: Tensor, grad: Tensor, shape: tuple[int, ...], geometry: _Geometry
-) -> Tensor:
-    gw, _ = _weight_grad_arrays(input.array, grad.array, shape, geometry, False)
-    return record(Conv2dWeightGrad, gw, (input, grad), (input, grad, geometry))
+def _weight_grad(input: Tensor, grad: Tensor, shape: Sizes, geometry: Geometry) -> Tensor:
+    gw, _ = conv_arrays.grad_weight(input.array, grad.array, shape, geometry, False)
+    return record(ConvWeightGrad, gw, (input, grad), (input, grad, geometry))
 
 
 # ---- checks ----
+
+_KERNEL = {1: ", k", 2: ", kH, kW", 3: ", kD, kH, kW"}
 
 
 def _check_dtype(name: str, argument: str, value: Any, x: Array) -> Array:
@@ -150,9 +121,8 @@ def _check_operands(
     (count,) = as_ints(name, "groups", groups, 1, 1)
     if w.ndim != spatial + 2 or 0 in w.shape:
         roles = "in_channels, out_channels" if transposed else "out_channels, in_channels"
-        kernel = ", kH, kW" if spatial == 2 else ", k"
         raise ValueError(
-            f"{name}: expected non-empty weight of shape [{roles} / groups{kernel}], "
+            f"{name}: expected non-empty weight of shape [{roles} / groups{_KERNEL[spatial]}], "
             f"got {list(w.shape)}"
         )
     if w.shape[0] % count:
@@ -176,43 +146,149 @@ def _check_operands(
 
 
 def _padding(
-    name: str, value: Any, kernel: Pair, stride: Pair, dilation: Pair
-) -> tuple[Pair, Pair]:
+    name: str, value: Any, kernel: Sizes, stride: Sizes, dilation: Sizes
+) -> tuple[Sizes, Sizes]:
     """Padding in front and in total, per dimension."""
     if not isinstance(value, str):
-        front = as_pair(name, "padding", value, 0)
-        return front, (2 * front[0], 2 * front[1])
+        front = as_ints(name, "padding", value, len(kernel), 0)
+        return front, tuple(2 * p for p in front)
     if value == "valid":
-        return (0, 0), (0, 0)
+        return (0,) * len(kernel), (0,) * len(kernel)
     if value != "same":
         raise ValueError(f"{name}: padding must be ints, 'same' or 'valid', got {value!r}")
-    if stride != (1, 1):
+    if any(s != 1 for s in stride):
         raise ValueError(f"{name}: padding='same' is not supported for strided convolutions")
-    h, w = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-    return (h // 2, w // 2), (h, w)
+    total = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    return tuple(t // 2 for t in total), total
 
 
 def _geometry(
-    name: str,
-    in_size: Pair,
-    kernel: Pair,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> _Geometry:
-    stride = as_pair(name, "stride", stride, 1)
-    dilation = as_pair(name, "dilation", dilation, 1)
+    name: str, in_size: Sizes, kernel: Sizes, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Geometry:
+    stride = as_ints(name, "stride", stride, len(kernel), 1)
+    dilation = as_ints(name, "dilation", dilation, len(kernel), 1)
     front, total = _padding(name, padding, kernel, stride, dilation)
     out = []
     for n, k, s, p, d in zip(in_size, kernel, stride, total, dilation, strict=True):
         if d * (k - 1) + 1 > n + p:
+            padded = [size + more for size, more in zip(in_size, total, strict=True)]
             raise ValueError(
                 f"{name}: kernel of size {list(kernel)} with dilation {list(dilation)} is larger "
-                f"than the padded input of size {[in_size[0] + total[0], in_size[1] + total[1]]}"
+                f"than the padded input of size {padded}"
             )
         out.append((n + p - d * (k - 1) - 1) // s + 1)
-    return _Geometry(in_size, (out[0], out[1]), stride, front, dilation, groups)
+    return Geometry(in_size, tuple(out), stride, front, dilation, groups)
+
+
+def _transposed_geometry(
+    name: str, size: Sizes, kernel: Sizes, stride: Any, padding: Any, output_padding: Any,
+    groups: int, dilation: Any,
+) -> Geometry:  # fmt: skip
+    count = len(kernel)
+    stride = as_ints(name, "stride", stride, count, 1)
+    dilation = as_ints(name, "dilation", dilation, count, 1)
+    front = as_ints(name, "padding", padding, count, 0)
+    extra = as_ints(name, "output_padding", output_padding, count, 0)
+    sizes = []
+    for n, k, s, p, d, e in zip(size, kernel, stride, front, dilation, extra, strict=True):
+        if e >= max(s, d):
+            raise ValueError(
+                f"{name}: output_padding must be smaller than stride or dilation, got "
+                f"{output_padding!r} with stride {list(stride)} and dilation {list(dilation)}"
+            )
+        sizes.append((n - 1) * s - 2 * p + d * (k - 1) + e + 1)
+    if min(sizes) < 1:
+        raise ValueError(f"{name}: output of size {sizes} would be empty")
+    return Geometry(tuple(sizes), size, stride, front, dilation, groups)
+
+
+# ---- for any number of dimensions ----
+
+
+def _batched(input: Tensor, others: list[Tensor | None], spatial: int, run: Any) -> Tensor:
+    """run(input, *others) of a float32 or float64 batch, for any input that passed its checks."""
+    dtype = input.array.dtype
+    if is_half(dtype):
+        wide = [t if t is None else t.to(np.float32) for t in others]
+        narrow: Tensor = _batched(input.to(np.float32), wide, spatial, run).to(dtype)
+        return narrow
+    if input.array.ndim == spatial + 1:
+        single: Tensor = run(input.unsqueeze(0), *others).squeeze(0)
+        return single
+    result: Tensor = run(input, *others)
+    return result
+
+
+def _convolution(
+    name: str, spatial: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any,
+    padding: Any, dilation: Any, groups: Any,
+) -> Tensor:  # fmt: skip
+    count = _check_operands(name, input, weight, bias, groups, spatial, False)
+    size, kernel = input.array.shape[-spatial:], weight.array.shape[2:]
+    geometry = _geometry(name, size, kernel, stride, padding, dilation, count)
+    return _batched(input, [weight, bias], spatial, lambda x, w, b: _conv(x, w, b, geometry))
+
+
+def _transposed(
+    name: str, spatial: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any,
+    padding: Any, output_padding: Any, groups: Any, dilation: Any,
+) -> Tensor:  # fmt: skip
+    count = _check_operands(name, input, weight, bias, groups, spatial, True)
+    size, kernel = input.array.shape[-spatial:], weight.array.shape[2:]
+    geometry = _transposed_geometry(
+        name, size, kernel, stride, padding, output_padding, count, dilation
+    )
+
+    def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        y = _input_grad(x, w, geometry)
+        return y if b is None else y + b.reshape(-1, *(1,) * spatial)
+
+    return _batched(input, [weight, bias], spatial, run)
+
+
+def _check_gradient(
+    name: str, grad: Tensor, geometry: Geometry, batch: int, channels: int, x: Array
+) -> None:
+    dy = _check_dtype(name, "grad_output", grad, x)
+    expected = (batch, channels, *geometry.out_size)
+    if dy.shape != expected:
+        raise ValueError(
+            f"{name}: expected grad_output of shape {list(expected)}, got {list(dy.shape)}"
+        )
+
+
+def _function_of_input_grad(
+    name: str, spatial: int, input_size: Any, weight: Tensor, grad_output: Tensor, stride: Any,
+    padding: Any, dilation: Any, groups: Any,
+) -> Tensor:  # fmt: skip
+    w = check_image(name, weight, spatial)
+    size = as_ints(name, "input_size", input_size, spatial + 2, 0)
+    (count,) = as_ints(name, "groups", groups, 1, 1)
+    if w.ndim != spatial + 2 or size[1] != w.shape[1] * count or w.shape[0] % count:
+        raise ValueError(
+            f"{name}: input_size {list(size)} does not fit weight of shape {list(w.shape)} "
+            f"with groups {count}"
+        )
+    geometry = _geometry(name, size[2:], w.shape[2:], stride, padding, dilation, count)
+    _check_gradient(name, grad_output, geometry, size[0], w.shape[0], w)
+    return _input_grad(grad_output, weight, geometry)
+
+
+def _function_of_weight_grad(
+    name: str, spatial: int, input: Tensor, weight_size: Any, grad_output: Tensor, stride: Any,
+    padding: Any, dilation: Any, groups: Any,
+) -> Tensor:  # fmt: skip
+    x = check_image(name, input, spatial)
+    size = as_ints(name, "weight_size", weight_size, spatial + 2, 1)
+    (count,) = as_ints(name, "groups", groups, 1, 1)
+    if x.ndim != spatial + 2 or x.shape[1] != size[1] * count or size[0] % count:
+        raise ValueError(
+            f"{name}: weight_size {list(size)} does not fit input of shape {list(x.shape)} "
+            f"with groups {count}"
+        )
+    geometry = _geometry(name, x.shape[2:], size[2:], stride, padding, dilation, count)
+    _check_gradient(name, grad_output, geometry, x.shape[0], size[0], x)
+    return _weight_grad(input, grad_output, size, geometry)
 
 
 # ---- public functions ----
@@ -253,26 +329,7 @@ def conv2d(
         TypeError: not a floating tensor, dtypes differ, arguments that are no ints.
         ValueError: shapes do not fit, arguments out of range, kernel larger than padded input.
     """
-    name = "conv2d"
-    groups = _check_operands(name, input, weight, bias, groups, 2, False)
-    if is_half(input.array.dtype):
-        return _in_float32(conv2d, input, weight, bias, stride, padding, dilation, groups)
-    if input.array.ndim == 3:
-        batch = input.unsqueeze(0)
-        y: Tensor = conv2d(batch, weight, bias, stride, padding, dilation, groups).squeeze(0)
-        return y
-    h, w = input.array.shape[2:]
-    kh, kw = weight.array.shape[2:]
-    geometry = _geometry(name, (h, w), (kh, kw), stride, padding, dilation, groups)
-    return _conv2d(input, weight, bias, geometry)
-
-
-def _in_float32(
-    function: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any
-) -> Tensor:
-    wide = [t if t is None else t.to(np.float32) for t in (input, weight, bias)]
-    result: Tensor = function(*wide, *args).to(input.array.dtype)
-    return result
+    return _convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv1d(
@@ -284,41 +341,28 @@ def conv1d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Cross-correlation of sequences with a set of kernels: `conv2d` of images of one row.
+    """`conv2d` in one dimension: input [N, C, L] or [C, L], weight [O, C / groups, k].
 
-    Args:
-        input: floating tensor [N, C, L] or [C, L].
-        weight: [O, C / groups, k], of the input's dtype.
-        bias: [O] or None.
-        stride: positive int.
-        padding: int, "valid" or "same".
-        dilation: positive int.
-        groups: as for `conv2d`.
-
-    Returns:
-        Tensor [N, O, L'] or [O, L'].
-
-    Raises:
-        TypeError, ValueError: as `conv2d`.
+    Args, returns, raises: as `conv2d`, with one int for each pair.
     """
-    name = "conv1d"
-    groups = _check_operands(name, input, weight, bias, groups, 1, False)
-    (stride,) = as_ints(name, "stride", stride, 1, 1)
-    (dilation,) = as_ints(name, "dilation", dilation, 1, 1)
-    if input.array.ndim == 2:
-        batch = input.unsqueeze(0)
-        y: Tensor = conv1d(batch, weight, bias, stride, padding, dilation, groups).squeeze(0)
-        return y
-    if is_half(input.array.dtype):
-        return _in_float32(conv1d, input, weight, bias, stride, padding, dilation, groups)
-    if padding == "same" and stride != 1:
-        raise ValueError(f"{name}: padding='same' is not supported for strided convolutions")
-    if not isinstance(padding, str):
-        padding = (0, as_ints(name, "padding", padding, 1, 0)[0])
-    n, k = input.array.shape[2], weight.array.shape[2]
-    geometry = _geometry(name, (1, n), (1, k), (1, stride), padding, (1, dilation), groups)
-    y = _conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, geometry).squeeze(2)
-    return y
+    return _convolution("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`conv2d` in three dimensions: input [N, C, D, H, W] or without N, weight [O, C / groups, kD,
+    kH, kW].
+
+    Args, returns, raises: as `conv2d`, with (depth, height, width) for each pair.
+    """
+    return _convolution("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose2d(
@@ -351,54 +395,69 @@ def conv_transpose2d(
     Raises:
         TypeError, ValueError: as `conv2d`; ValueError also where the output would be empty.
     """
-    name = "conv_transpose2d"
-    groups = _check_operands(name, input, weight, bias, groups, 2, True)
-    args = (stride, padding, output_padding, groups, dilation)
-    if is_half(input.array.dtype):
-        return _in_float32(conv_transpose2d, input, weight, bias, *args)
-    if input.array.ndim == 3:
-        y: Tensor = conv_transpose2d(input.unsqueeze(0), weight, bias, *args).squeeze(0)
-        return y
-    geometry = _transposed_geometry(name, input.array.shape, weight.array.shape, *args)
-    y = _input_grad(input, weight, geometry)
-    return y if bias is None else y + bias.reshape(1, -1, 1, 1)
+    return _transposed(
+        "conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups,
+        dilation,
+    )  # fmt: skip
 
 
-def _transposed_geometry(
-    name: str,
-    shape: tuple[int, ...],
-    kernel: tuple[int, ...],
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    groups: int,
-    dilation: Any,
-) -> _Geometry:
-    stride, dilation = as_pair(name, "stride", stride, 1), as_pair(name, "dilation", dilation, 1)
-    front = as_pair(name, "padding", padding, 0)
-    extra = as_pair(name, "output_padding", output_padding, 0)
-    sizes = []
-    for n, k, s, p, d, e in zip(shape[2:], kernel[2:], stride, front, dilation, extra, strict=True):
-        if e >= max(s, d):
-            raise ValueError(
-                f"{name}: output_padding must be smaller than stride or dilation, got "
-                f"{output_padding!r} with stride {list(stride)} and dilation {list(dilation)}"
-            )
-        sizes.append((n - 1) * s - 2 * p + d * (k - 1) + e + 1)
-    if min(sizes) < 1:
-        raise ValueError(f"{name}: output of size {sizes} would be empty")
-    return _Geometry((sizes[0], sizes[1]), (shape[2], shape[3]), stride, front, dilation, groups)
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """`conv_transpose2d` in one dimension: input [N, C, L] or [C, L], weight [C, O / groups, k].
+
+    Args, returns, raises: as `conv_transpose2d`, with one int for each pair.
+    """
+    return _transposed(
+        "conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups,
+        dilation,
+    )  # fmt: skip
 
 
-def _check_gradient(name: str, grad: Tensor, geometry: _Geometry, expected: Pair, x: Array) -> None:
-    dy = _check_dtype(name, "grad_output", grad, x)
-    if dy.ndim != 4 or (dy.shape[1], *dy.shape[2:]) != (expected[1], *geometry.out_size):
-        raise ValueError(
-            f"{name}: expected grad_output of shape "
-            f"{[expected[0], expected[1], *geometry.out_size]}, got {list(dy.shape)}"
-        )
-    if dy.shape[0] != expected[0]:
-        raise ValueError(f"{name}: expected batch {expected[0]}, got {dy.shape[0]}")
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """`conv_transpose2d` in three dimensions: input [N, C, D, H, W] or without N, weight [C,
+    O / groups, kD, kH, kW].
+
+    Args, returns, raises: as `conv_transpose2d`, with (depth, height, width) for each pair.
+    """
+    return _transposed(
+        "conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups,
+        dilation,
+    )  # fmt: skip
+
+
+# ---- the gradients as functions: grebe.nn.grad ----
+
+
+def conv1d_input(
+    input_size: Any,
+    weight: Tensor,
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`conv2d_input` in one dimension: the gradient of `conv1d` with respect to its input."""
+    return _function_of_input_grad(
+        "grad.conv1d_input", 1, input_size, weight, grad_output, stride, padding, dilation, groups
+    )
 
 
 def conv2d_input(
@@ -424,20 +483,39 @@ def conv2d_input(
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    name = "grad.conv2d_input"
-    w = check_image(name, weight, 2)
-    size = as_ints(name, "input_size", input_size, 4, 0)
-    (groups,) = as_ints(name, "groups", groups, 1, 1)
-    if w.ndim != 4 or size[1] != w.shape[1] * groups or w.shape[0] % groups:
-        raise ValueError(
-            f"{name}: input_size {list(size)} does not fit weight of shape {list(w.shape)} "
-            f"with groups {groups}"
-        )
-    geometry = _geometry(
-        name, (size[2], size[3]), (w.shape[2], w.shape[3]), stride, padding, dilation, groups
+    return _function_of_input_grad(
+        "grad.conv2d_input", 2, input_size, weight, grad_output, stride, padding, dilation, groups
     )
-    _check_gradient(name, grad_output, geometry, (size[0], w.shape[0]), w)
-    return _input_grad(grad_output, weight, geometry)
+
+
+def conv3d_input(
+    input_size: Any,
+    weight: Tensor,
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`conv2d_input` in three dimensions: the gradient of `conv3d` with respect to its input."""
+    return _function_of_input_grad(
+        "grad.conv3d_input", 3, input_size, weight, grad_output, stride, padding, dilation, groups
+    )
+
+
+def conv1d_weight(
+    input: Tensor,
+    weight_size: Any,
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`conv2d_weight` in one dimension: the gradient of `conv1d` with respect to its weight."""
+    return _function_of_weight_grad(
+        "grad.conv1d_weight", 1, input, weight_size, grad_output, stride, padding, dilation, groups
+    )
 
 
 def conv2d_weight(
@@ -463,17 +541,21 @@ def conv2d_weight(
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    name = "grad.conv2d_weight"
-    x = check_image(name, input, 2)
-    size = as_ints(name, "weight_size", weight_size, 4, 1)
-    (groups,) = as_ints(name, "groups", groups, 1, 1)
-    if x.ndim != 4 or x.shape[1] != size[1] * groups or size[0] % groups:
-        raise ValueError(
-            f"{name}: weight_size {list(size)} does not fit input of shape {list(x.shape)} "
-            f"with groups {groups}"
-        )
-    geometry = _geometry(
-        name, (x.shape[2], x.shape[3]), (size[2], size[3]), stride, padding, dilation, groups
+    return _function_of_weight_grad(
+        "grad.conv2d_weight", 2, input, weight_size, grad_output, stride, padding, dilation, groups
     )
-    _check_gradient(name, grad_output, geometry, (x.shape[0], size[0]), x)
-    return _weight_grad(input, grad_output, size, geometry)
+
+
+def conv3d_weight(
+    input: Tensor,
+    weight_size: Any,
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`conv2d_weight` in three dimensions: the gradient of `conv3d` with respect to its weight."""
+    return _function_of_weight_grad(
+        "grad.conv3d_weight", 3, input, weight_size, grad_output, stride, padding, dilation, groups
+    )

@@ -1,7 +1,8 @@
-"""Maximum and average pooling over one and two dimensions, also adaptive.
+"""Maximum and average pooling over one, two and three dimensions, also adaptive.
 
 Average pooling and its gradient are linear and each other's backward; so are reading the maxima by
-their positions and adding gradients at them. Kernels: csrc/cpu/pool.cpp. D2L section 7.5.
+their positions and adding gradients at them. The kernels (csrc/cpu/pool.cpp) pool images; a window
+of a volume is a window of planes, then one of depth. D2L section 7.5.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from .._cpu import Node, grad_enabled, record, wrap
 from ..backend import Array, contiguous, kernels, xp
 from ..tensor import Tensor
 from .window import (
-    Pair,
+    Sizes,
     as_ints,
-    as_pair,
     check_image,
     in_format,
     is_channels_last,
@@ -32,18 +32,19 @@ __all__ = [
     "avg_pool1d",
     "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
 ]
 
 
 class _Windows(NamedTuple):
-    """Where the windows lie. Stride (0, 0): adaptive windows, `kernel` is the largest of them."""
+    """Where the windows lie. Stride 0: adaptive windows, `kernel` is the largest of them."""
 
-    in_size: Pair
-    out_size: Pair
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    in_size: Sizes
+    out_size: Sizes
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
 
     def adaptive(self) -> bool:
         return self.stride[0] == 0
@@ -57,6 +58,15 @@ class _Windows(NamedTuple):
 
     def dilations(self) -> tuple[int, ...]:
         return tuple(useful_step(d, k) for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    def of_planes(self) -> _Windows:
+        """Windows of a volume without their depth."""
+        return _Windows(*(sizes[1:] for sizes in self))
+
+    def of_depth(self, width: int) -> _Windows:
+        """The depth of the windows of a volume, for images [depth, width]."""
+        others = (width, width, 1, 0 if self.adaptive() else 1, 0, 1)
+        return _Windows(*((own[0], other) for own, other in zip(self, others, strict=True)))
 
     def begin(self, axis: int, lib: Any) -> Array:
         """First input position of every window along `axis`; in the padding, below 0."""
@@ -221,18 +231,20 @@ def _out_size(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
 
 def _windows(
     name: str,
-    in_size: Pair,
+    in_size: Sizes,
     kernel_size: Any,
     stride: Any,
     padding: Any,
     dilation: Any,
     ceil_mode: bool,
 ) -> _Windows:
-    kernel = as_pair(name, "kernel_size", kernel_size, 1)
+    count = len(in_size)
+    kernel = as_ints(name, "kernel_size", kernel_size, count, 1)
     # An empty list is what PyTorch's modules pass for None.
-    stride = kernel if stride is None or stride in ([], ()) else as_pair(name, "stride", stride, 1)
-    padding = as_pair(name, "padding", padding, 0)
-    dilation = as_pair(name, "dilation", dilation, 1)
+    whole = stride is None or stride in ([], ())
+    stride = kernel if whole else as_ints(name, "stride", stride, count, 1)
+    padding = as_ints(name, "padding", padding, count, 0)
+    dilation = as_ints(name, "dilation", dilation, count, 1)
     sizes = []
     for n, k, s, p, d in zip(in_size, kernel, stride, padding, dilation, strict=True):
         if 2 * p > k:
@@ -246,37 +258,48 @@ def _windows(
             f"{name}: kernel_size {list(kernel)} with padding {list(padding)} and dilation "
             f"{list(dilation)} is too large for input of size {list(in_size)}"
         )
-    return _Windows(in_size, (sizes[0], sizes[1]), kernel, stride, padding, dilation)
+    return _Windows(in_size, tuple(sizes), kernel, stride, padding, dilation)
 
 
-def _adaptive_windows(name: str, in_size: Pair, output_size: Any) -> _Windows:
-    items = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * 2
-    if len(items) != 2:
+def _adaptive_windows(name: str, in_size: Sizes, output_size: Any) -> _Windows:
+    count = len(in_size)
+    items = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * count
+    if len(items) != count:
         raise ValueError(
-            f"{name}: output_size must be an int or 2 of int or None, got {output_size!r}"
+            f"{name}: output_size must be an int or {count} of int or None, got {output_size!r}"
         )
     wanted = [n if item is None else item for n, item in zip(in_size, items, strict=True)]
-    oh, ow = as_pair(name, "output_size", wanted, 1)
-    h, w = in_size
-    if h % oh == 0 and w % ow == 0:
-        kernel = (h // oh, w // ow)
-        return _Windows(in_size, (oh, ow), kernel, kernel, (0, 0), (1, 1))
+    out = as_ints(name, "output_size", wanted, count, 1)
+    zeros, ones = (0,) * count, (1,) * count
+    if all(n % o == 0 for n, o in zip(in_size, out, strict=True)):
+        kernel = tuple(n // o for n, o in zip(in_size, out, strict=True))
+        return _Windows(in_size, out, kernel, kernel, zeros, ones)
     largest = [
         max(((i + 1) * n + o - 1) // o - i * n // o for i in range(o))
-        for n, o in ((h, oh), (w, ow))
+        for n, o in zip(in_size, out, strict=True)
     ]
-    return _Windows(in_size, (oh, ow), (largest[0], largest[1]), (0, 0), (0, 0), (1, 1))
+    return _Windows(in_size, out, tuple(largest), zeros, zeros, ones)
 
 
-def _spatial(x: Array) -> Pair:
-    return x.shape[-2], x.shape[-1]
+def _divisor(name: str, count_include_pad: bool, override: int | None) -> Divisor:
+    if override is None:
+        return bool(count_include_pad), 0
+    if not isinstance(override, int) or override == 0:
+        raise ValueError(f"{name}: divisor_override must be a nonzero int: {override!r}")
+    return bool(count_include_pad), override
 
 
-def _batched(input: Tensor, pool: Any) -> Any:
+def _spatial(name: str, input: Tensor, count: int = 2) -> Sizes:
+    """The spatial sizes of an input after its checks."""
+    return check_image(name, input, count).shape[-count:]
+
+
+def _batched(input: Tensor, pool: Any, spatial: int = 2) -> Any:
     """`pool` of a float32 or float64 batch, for any input that passed its checks."""
-    if is_half(input.array.dtype):
-        return _each(_batched(input.to(np.float32), pool), lambda y: y.to(input.array.dtype))
-    if input.array.ndim == 4:
+    dtype = input.array.dtype
+    if is_half(dtype):
+        return _each(_batched(input.to(np.float32), pool, spatial), lambda y: y.to(dtype))
+    if input.array.ndim == spatial + 2:
         return pool(input)
     return _each(pool(input.unsqueeze(0)), lambda y: y.squeeze(0), lambda i: i.squeeze(0))
 
@@ -321,7 +344,7 @@ def max_pool2d(
         ValueError: wrong rank, arguments out of range, window larger than the padded input.
     """
     name = "max_pool2d"
-    size = _spatial(check_image(name, input, 2))
+    size = _spatial(name, input)
     windows = _windows(name, size, kernel_size, stride, padding, dilation, ceil_mode)
     return _batched(input, lambda x: _max_pool(x, windows, return_indices))
 
@@ -355,18 +378,10 @@ def avg_pool2d(
         ValueError: wrong rank, arguments out of range, window larger than the padded input.
     """
     name = "avg_pool2d"
-    size = _spatial(check_image(name, input, 2))
+    size = _spatial(name, input)
     windows = _windows(name, size, kernel_size, stride, padding, 1, ceil_mode)
-    divisor = 0
-    if divisor_override is not None:
-        if not isinstance(divisor_override, int) or divisor_override == 0:
-            raise ValueError(
-                f"{name}: divisor_override must be a nonzero int: {divisor_override!r}"
-            )
-        divisor = divisor_override
-    result: Tensor = _batched(
-        input, lambda x: _avg_pool(x, windows, (bool(count_include_pad), divisor))
-    )
+    divisor = _divisor(name, count_include_pad, divisor_override)
+    result: Tensor = _batched(input, lambda x: _avg_pool(x, windows, divisor))
     return result
 
 
@@ -387,7 +402,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
         TypeError, ValueError: as `max_pool2d`.
     """
     name = "adaptive_max_pool2d"
-    windows = _adaptive_windows(name, _spatial(check_image(name, input, 2)), output_size)
+    windows = _adaptive_windows(name, _spatial(name, input), output_size)
     return _batched(input, lambda x: _max_pool(x, windows, return_indices))
 
 
@@ -405,9 +420,104 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
         TypeError, ValueError: as `avg_pool2d`.
     """
     name = "adaptive_avg_pool2d"
-    windows = _adaptive_windows(name, _spatial(check_image(name, input, 2)), output_size)
+    windows = _adaptive_windows(name, _spatial(name, input), output_size)
     result: Tensor = _batched(input, lambda x: _avg_pool(x, windows, (True, 0)))
     return result
+
+
+# ---- three dimensions: planes, then depth ----
+
+
+def _volume(input: Tensor, windows: _Windows, on_planes: Any, on_depth: Any) -> Any:
+    """Two poolings of images, called with images and windows: of planes, then of their results."""
+    n, c, depth = input.array.shape[:3]
+    width = windows.out_size[1] * windows.out_size[2]
+    images = input.reshape(n, c * depth, *windows.in_size[1:])
+    planes, inner = _parts(on_planes(images, windows.of_planes()))
+    y, outer = _parts(on_depth(planes.reshape(n, c, depth, width), windows.of_depth(width)))
+    shape = (n, c, *windows.out_size)
+    if inner is None or outer is None:
+        return y.reshape(*shape)
+    at = outer.array.reshape(n, c, -1)
+    within = xp(at).take_along_axis(inner.array.reshape(n, c, depth * width), at, 2)
+    index = within + at // width * (windows.in_size[1] * windows.in_size[2])
+    return y.reshape(*shape), wrap(index.reshape(shape))
+
+
+def _parts(result: Any) -> tuple[Tensor, Tensor | None]:
+    return result if isinstance(result, tuple) else (result, None)
+
+
+def _max_volume(input: Tensor, windows: _Windows, return_indices: bool) -> Any:
+    def pool(images: Tensor, some: _Windows) -> Any:
+        return _max_pool(images, some, return_indices)
+
+    return _batched(input, lambda x: _volume(x, windows, pool, pool), 3)
+
+
+def _avg_volume(input: Tensor, windows: _Windows, divisor: Divisor) -> Tensor:
+    def means(images: Tensor, some: _Windows) -> Tensor:
+        return _avg_pool(images, some, divisor)
+
+    def sums(images: Tensor, some: _Windows) -> Tensor:
+        return _avg_pool(images, some, (True, 1))
+
+    on_planes = sums if divisor[1] else means
+    result: Tensor = _batched(input, lambda x: _volume(x, windows, on_planes, means), 3)
+    return result
+
+
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Maximum over sliding windows of a tensor [N, C, D, H, W] or [C, D, H, W].
+
+    Args, returns, raises: as `max_pool2d`, with (depth, height, width) for each pair; indices count
+    in the flattened volume.
+    """
+    name = "max_pool3d"
+    size = _spatial(name, input, 3)
+    windows = _windows(name, size, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_volume(input, windows, return_indices)
+
+
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Mean over sliding windows of a tensor [N, C, D, H, W] or [C, D, H, W].
+
+    Args, returns, raises: as `avg_pool2d`, with (depth, height, width) for each pair.
+    """
+    name = "avg_pool3d"
+    size = _spatial(name, input, 3)
+    windows = _windows(name, size, kernel_size, stride, padding, 1, ceil_mode)
+    return _avg_volume(input, windows, _divisor(name, count_include_pad, divisor_override))
+
+
+def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """`adaptive_max_pool2d` of a tensor [N, C, D, H, W] or [C, D, H, W] in three dimensions."""
+    name = "adaptive_max_pool3d"
+    windows = _adaptive_windows(name, _spatial(name, input, 3), output_size)
+    return _max_volume(input, windows, return_indices)
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
+    """`adaptive_avg_pool2d` of a tensor [N, C, D, H, W] or [C, D, H, W] in three dimensions."""
+    name = "adaptive_avg_pool3d"
+    windows = _adaptive_windows(name, _spatial(name, input, 3), output_size)
+    return _avg_volume(input, windows, (True, 0))
 
 
 # ---- one dimension: images of one row ----

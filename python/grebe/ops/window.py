@@ -10,10 +10,11 @@ from ..backend import Array, empty, empty_channels_last, kernels
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
 
-Pair = tuple[int, int]
+Sizes = tuple[int, ...]  # one for each spatial dimension
+_SIZES = {1: "L", 2: "HW", 3: "DHW"}  # names of the spatial dimensions
 
 
-def as_ints(name: str, argument: str, value: Any, count: int, least: int) -> tuple[int, ...]:
+def as_ints(name: str, argument: str, value: Any, count: int, least: int) -> Sizes:
     """`value`, an int or `count` ints, as `count` ints; TypeError or ValueError otherwise."""
     items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(items) == 1:
@@ -31,19 +32,13 @@ def as_ints(name: str, argument: str, value: Any, count: int, least: int) -> tup
     return tuple(int(item) for item in items)
 
 
-def as_pair(name: str, argument: str, value: Any, least: int) -> Pair:
-    """`value` as (height, width)."""
-    h, w = as_ints(name, argument, value, 2, least)
-    return h, w
-
-
 def check_image(name: str, input: Tensor, spatial: int) -> Array:
     """The array of a floating [N, C, ...] or [C, ...] tensor with `spatial` further dimensions."""
     x = expect_tensor(name, "input", input)
     if not is_floating(x.dtype):
         raise TypeError(f"{name}: input must have a floating point dtype, got {x.dtype}")
     if x.ndim not in (spatial + 1, spatial + 2):
-        sizes = "".join(f", {s}" for s in "HW"[2 - spatial :])
+        sizes = "".join(f", {s}" for s in _SIZES[spatial])
         raise ValueError(
             f"{name}: expected input of shape [N, C{sizes}] or [C{sizes}], got {list(x.shape)}"
         )
@@ -60,12 +55,14 @@ def is_half(dtype: np.dtype[Any]) -> bool:
 
 
 def is_channels_last(x: Array) -> bool:
-    """Does the 4-d array `x` lie densely in memory as [N, H, W, C], and not as [N, C, H, W]?"""
-    return not x.flags.c_contiguous and bool(x.transpose(0, 2, 3, 1).flags.c_contiguous)
+    """Does `x` [N, C, ...] lie densely in memory as [N, ..., C], and not as [N, C, ...]?"""
+    return not x.flags.c_contiguous and bool(
+        x.transpose(0, *range(2, x.ndim), 1).flags.c_contiguous
+    )
 
 
 def new_image(shape: tuple[int, ...], dtype: np.dtype[Any], like: Array, last: bool) -> Array:
-    """An uninitialised 4-d array, channels-last or contiguous, on the device of `like`."""
+    """An uninitialised array [N, C, ...], channels-last or contiguous, on the device of `like`."""
     return empty_channels_last(shape, dtype, like) if last else empty(shape, dtype, like)
 
 

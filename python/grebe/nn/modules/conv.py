@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from ...ops.creation import empty
 from ...tensor import Tensor
@@ -17,10 +17,16 @@ from .module import Module
 __all__ = [
     "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
     "ConvTranspose2d",
+    "ConvTranspose3d",
     "LazyConv1d",
     "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
     "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
 ]
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -37,22 +43,21 @@ class _ConvNd(Module):
     weight: Parameter
     bias: Parameter | None
 
-    def __init__(
+    def _set_up(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: Any,
         stride: Any,
         padding: Any,
+        output_padding: Any,
         dilation: Any,
         groups: int,
         bias: bool,
         padding_mode: str,
         device: Any,
         dtype: Any,
-        output_padding: Any = 0,
     ) -> None:
-        super().__init__()
         name, count = type(self).__name__, self.dimensions
         lazy = isinstance(self, LazyModuleMixin)
         self.groups = whole(name, "groups", groups)
@@ -109,19 +114,6 @@ class _ConvNd(Module):
                 bound = 1 / math.sqrt(fan_in)
                 init.uniform_(self.bias, -bound, bound)
 
-    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
-        """`input` with what zero padding cannot do put around it, and the padding that is left."""
-        if self.padding_mode == "zeros" or self.padding == "valid":
-            return input, self.padding
-        around: list[int] = []
-        for axis in range(self.dimensions - 1, -1, -1):
-            if self.padding == "same":
-                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
-                around += [total // 2, total - total // 2]
-            else:
-                around += [self.padding[axis]] * 2  # type: ignore[list-item]
-        return F.pad(input, around, mode=self.padding_mode), 0
-
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         text += f", stride={self.stride}"
@@ -141,15 +133,7 @@ class _ConvNd(Module):
         return text
 
 
-class Conv1d(_ConvNd):
-    """Convolution of x [N, in_channels, L] (or without N).
-
-    weight [out_channels, in_channels / groups, k], bias [out_channels]. padding: ints, "valid" or
-    "same"; padding_mode: zeros, reflect, replicate or circular. D2L section 16.3.
-    """
-
-    dimensions = 1
-
+class _Conv(_ConvNd):
     def __init__(
         self,
         in_channels: int,
@@ -164,56 +148,32 @@ class Conv1d(_ConvNd):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+        super().__init__()
+        self._set_up(
+            in_channels, out_channels, kernel_size, stride, padding, 0, dilation, groups, bias,
             padding_mode, device, dtype,
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
         x, padding = self._padded(input)
-        return F.conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        conv = (F.conv1d, F.conv2d, F.conv3d)[self.dimensions - 1]
+        return conv(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """`input` with what zero padding cannot do put around it, and the padding that is left."""
+        if self.padding_mode == "zeros" or self.padding == "valid":
+            return input, self.padding
+        around: list[int] = []
+        for axis in range(self.dimensions - 1, -1, -1):
+            if self.padding == "same":
+                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
+                around += [total // 2, total - total // 2]
+            else:
+                around += [self.padding[axis]] * 2  # type: ignore[list-item]
+        return F.pad(input, around, mode=self.padding_mode), 0
 
 
-class Conv2d(_ConvNd):
-    """Convolution of x [N, in_channels, H, W] (or without N).
-
-    weight [out_channels, in_channels / groups, kH, kW], bias [out_channels]. padding: ints, "valid"
-    or "same"; padding_mode: zeros, reflect, replicate or circular. D2L section 7.2.
-    """
-
-    dimensions = 2
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype,
-        )  # fmt: skip
-
-    def forward(self, input: Tensor) -> Tensor:
-        x, padding = self._padded(input)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-
-
-class ConvTranspose2d(_ConvNd):
-    """Transposed convolution of x [N, in_channels, H, W]: the gradient of `Conv2d` as a layer.
-
-    weight [in_channels, out_channels / groups, kH, kW], bias [out_channels]. D2L section 14.10.
-    """
-
-    dimensions = 2
+class _ConvTranspose(_ConvNd):
     transposed = True
 
     def __init__(
@@ -231,36 +191,43 @@ class ConvTranspose2d(_ConvNd):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        super().__init__()
         if padding_mode != "zeros":
             raise ValueError(
                 f"{type(self).__name__}: only padding_mode='zeros' is supported, got "
                 f"{padding_mode!r}"
             )
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype, output_padding,
+        self._set_up(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, dilation,
+            groups, bias, padding_mode, device, dtype,
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         output_padding = self.output_padding
         if output_size is not None:
             output_padding = self._output_padding(input, tuple(output_size))
-        return F.conv_transpose2d(
+        conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.dimensions - 1]
+        return conv(
             input, self.weight, self.bias, self.stride, self.padding, output_padding,
             self.groups, self.dilation,
         )  # fmt: skip
 
     def _output_padding(self, input: Tensor, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The output padding that makes the output's spatial size `wanted`."""
-        wanted = wanted[-2:]
-        padding: Any = self.padding
+        count, padding = self.dimensions, cast(tuple[int, ...], self.padding)
+        if len(wanted) not in (count, input.ndim):
+            raise ValueError(
+                f"{type(self).__name__}: output_size must have {count} or {input.ndim} elements, "
+                f"got {len(wanted)}"
+            )
+        wanted = wanted[-count:]
         least = [
-            (input.shape[axis - 2] - 1) * self.stride[axis]
-            - 2 * padding[axis]
-            + self.dilation[axis] * (self.kernel_size[axis] - 1)
-            + 1
-            for axis in (0, 1)
-        ]
+            (n - 1) * s - 2 * p + d * (k - 1) + 1
+            for n, s, p, d, k in zip(
+                input.shape[-count:], self.stride, padding, self.dilation, self.kernel_size,
+                strict=True,
+            )
+        ]  # fmt: skip
         extra = tuple(want - low for want, low in zip(wanted, least, strict=True))
         if any(not 0 <= e < s for e, s in zip(extra, self.stride, strict=True)):
             most = [low + s - 1 for low, s in zip(least, self.stride, strict=True)]
@@ -271,7 +238,51 @@ class ConvTranspose2d(_ConvNd):
         return extra
 
 
-class _LazyConv(LazyModuleMixin):
+class Conv2d(_Conv):
+    """Convolution of x [N, in_channels, H, W] (or without N).
+
+    weight [out_channels, in_channels / groups, kH, kW], bias [out_channels]. padding: ints, "valid"
+    or "same"; padding_mode: zeros, reflect, replicate or circular. D2L section 7.2.
+    """
+
+    dimensions = 2
+
+
+class Conv1d(_Conv):
+    """`Conv2d` in one dimension: x [N, in_channels, L] (or without N). D2L section 16.3."""
+
+    dimensions = 1
+
+
+class Conv3d(_Conv):
+    """`Conv2d` in three dimensions: x [N, in_channels, D, H, W] (or without N)."""
+
+    dimensions = 3
+
+
+class ConvTranspose2d(_ConvTranspose):
+    """Transposed convolution of x [N, in_channels, H, W]: the gradient of `Conv2d` as a layer.
+
+    weight [in_channels, out_channels / groups, kH, kW], bias [out_channels]. With output_size,
+    forward chooses the output padding. D2L section 14.10.
+    """
+
+    dimensions = 2
+
+
+class ConvTranspose1d(_ConvTranspose):
+    """`ConvTranspose2d` in one dimension: x [N, in_channels, L] (or without N)."""
+
+    dimensions = 1
+
+
+class ConvTranspose3d(_ConvTranspose):
+    """`ConvTranspose2d` in three dimensions: x [N, in_channels, D, H, W] (or without N)."""
+
+    dimensions = 3
+
+
+class _LazyWeight(LazyModuleMixin):
     """Takes in_channels from the first input."""
 
     weight: Any
@@ -304,11 +315,7 @@ class _LazyConv(LazyModuleMixin):
             self.reset_parameters()
 
 
-class LazyConv1d(_LazyConv, Conv1d):
-    """`Conv1d` that learns in_channels from its first input."""
-
-    cls_to_become = Conv1d
-
+class _LazyConv(_LazyWeight, _Conv):
     def __init__(
         self,
         out_channels: int,
@@ -328,35 +335,7 @@ class LazyConv1d(_LazyConv, Conv1d):
         )  # fmt: skip
 
 
-class LazyConv2d(_LazyConv, Conv2d):
-    """`Conv2d` that learns in_channels from its first input. D2L section 6.3."""
-
-    cls_to_become = Conv2d
-
-    def __init__(
-        self,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            0, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-            device, dtype,
-        )  # fmt: skip
-
-
-class LazyConvTranspose2d(_LazyConv, ConvTranspose2d):
-    """`ConvTranspose2d` that learns in_channels from its first input."""
-
-    cls_to_become = ConvTranspose2d
-
+class _LazyConvTranspose(_LazyWeight, _ConvTranspose):
     def __init__(
         self,
         out_channels: int,
@@ -375,3 +354,39 @@ class LazyConvTranspose2d(_LazyConv, ConvTranspose2d):
             0, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
             padding_mode, device, dtype,
         )  # fmt: skip
+
+
+class LazyConv1d(_LazyConv, Conv1d):
+    """`Conv1d` that learns in_channels from its first input."""
+
+    cls_to_become = Conv1d
+
+
+class LazyConv2d(_LazyConv, Conv2d):
+    """`Conv2d` that learns in_channels from its first input. D2L section 6.3."""
+
+    cls_to_become = Conv2d
+
+
+class LazyConv3d(_LazyConv, Conv3d):
+    """`Conv3d` that learns in_channels from its first input."""
+
+    cls_to_become = Conv3d
+
+
+class LazyConvTranspose1d(_LazyConvTranspose, ConvTranspose1d):
+    """`ConvTranspose1d` that learns in_channels from its first input."""
+
+    cls_to_become = ConvTranspose1d
+
+
+class LazyConvTranspose2d(_LazyConvTranspose, ConvTranspose2d):
+    """`ConvTranspose2d` that learns in_channels from its first input."""
+
+    cls_to_become = ConvTranspose2d
+
+
+class LazyConvTranspose3d(_LazyConvTranspose, ConvTranspose3d):
+    """`ConvTranspose3d` that learns in_channels from its first input."""
+
+    cls_to_become = ConvTranspose3d

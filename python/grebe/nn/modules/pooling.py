@@ -12,12 +12,16 @@ from .module import Module
 __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "AvgPool1d",
     "AvgPool2d",
+    "AvgPool3d",
     "MaxPool1d",
     "MaxPool2d",
+    "MaxPool3d",
 ]
 
 
@@ -54,6 +58,13 @@ class _MaxPool(Module):
         self.padding, self.dilation = padding, dilation
         self.return_indices, self.ceil_mode = return_indices, ceil_mode
 
+    def forward(self, input: Tensor) -> Any:
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[self.dimensions - 1]
+        return pool(
+            input, self.kernel_size, self.stride, self.padding, self.dilation,
+            ceil_mode=self.ceil_mode, return_indices=self.return_indices,
+        )  # fmt: skip
+
     def extra_repr(self) -> str:
         return (
             f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
@@ -69,12 +80,6 @@ class MaxPool1d(_MaxPool):
 
     dimensions = 1
 
-    def forward(self, input: Tensor) -> Any:
-        return F.max_pool1d(
-            input, self.kernel_size, self.stride, self.padding, self.dilation,
-            ceil_mode=self.ceil_mode, return_indices=self.return_indices,
-        )  # fmt: skip
-
 
 class MaxPool2d(_MaxPool):
     """Maximum over windows of x [N, C, H, W]; stride defaults to kernel_size. D2L section 7.5.
@@ -84,11 +89,14 @@ class MaxPool2d(_MaxPool):
 
     dimensions = 2
 
-    def forward(self, input: Tensor) -> Any:
-        return F.max_pool2d(
-            input, self.kernel_size, self.stride, self.padding, self.dilation,
-            ceil_mode=self.ceil_mode, return_indices=self.return_indices,
-        )  # fmt: skip
+
+class MaxPool3d(_MaxPool):
+    """Maximum over windows of x [N, C, D, H, W]; stride defaults to kernel_size.
+
+    return_indices: also the flat position of each maximum in its volume.
+    """
+
+    dimensions = 3
 
 
 class AvgPool1d(Module):
@@ -123,11 +131,8 @@ class AvgPool1d(Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class AvgPool2d(Module):
-    """Mean over windows of x [N, C, H, W]; stride defaults to kernel_size. D2L section 7.5.
-
-    count_include_pad: padding counts as zeros of the mean. divisor_override: divide by this.
-    """
+class _AvgPool(Module):
+    dimensions: int
 
     def __init__(
         self,
@@ -139,22 +144,39 @@ class AvgPool2d(Module):
         divisor_override: int | None = None,
     ) -> None:
         super().__init__()
-        _check("AvgPool2d", kernel_size, stride, padding, 1, 2)
+        name = type(self).__name__
+        _check(name, kernel_size, stride, padding, 1, self.dimensions)
         if divisor_override is not None:
-            whole("AvgPool2d", "divisor_override", divisor_override)
+            whole(name, "divisor_override", divisor_override)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding, self.ceil_mode = padding, ceil_mode
         self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.avg_pool2d(
+        pool = F.avg_pool2d if self.dimensions == 2 else F.avg_pool3d
+        return pool(
             input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
             self.count_include_pad, self.divisor_override,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class AvgPool2d(_AvgPool):
+    """Mean over windows of x [N, C, H, W]; stride defaults to kernel_size. D2L section 7.5.
+
+    count_include_pad: padding counts as zeros of the mean. divisor_override: divide by this.
+    """
+
+    dimensions = 2
+
+
+class AvgPool3d(_AvgPool):
+    """Mean over windows of x [N, C, D, H, W]: `AvgPool2d` in three dimensions."""
+
+    dimensions = 3
 
 
 class _AdaptivePool(Module):
@@ -198,6 +220,15 @@ class AdaptiveAvgPool2d(_AdaptivePool):
         return F.adaptive_avg_pool2d(input, self.output_size)
 
 
+class AdaptiveAvgPool3d(_AdaptivePool):
+    """Mean over windows chosen so that x [N, C, D, H, W] becomes [N, C, *output_size]."""
+
+    dimensions = 3
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.adaptive_avg_pool3d(input, self.output_size)
+
+
 class _AdaptiveMaxPool(_AdaptivePool):
     def __init__(self, output_size: Any, return_indices: bool = False) -> None:
         super().__init__(output_size)
@@ -220,3 +251,12 @@ class AdaptiveMaxPool2d(_AdaptiveMaxPool):
 
     def forward(self, input: Tensor) -> Any:
         return F.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool):
+    """Maximum over windows chosen so that x [N, C, D, H, W] becomes [N, C, *output_size]."""
+
+    dimensions = 3
+
+    def forward(self, input: Tensor) -> Any:
+        return F.adaptive_max_pool3d(input, self.output_size, self.return_indices)
