@@ -4,11 +4,14 @@
 //   LSTM   i, f, o = sigmoid(...), g = tanh(...) of x_t + W h';  c = f c' + i g;  h = o tanh(c)
 //   GRU    r, z = sigmoid(x_t + W h');  n = tanh(x_t + r (W h' + b));  h = (1 - z) n + z h'
 //
-// One product for all steps (matmul) has put x_t = W_ih x + biases into `gates`; here runs what
-// remains: per step one skinny product with W, the gate arithmetic on the tile while it is in
-// registers. W is packed once per sequence so that a tile's columns are the gates of the same units:
-//   panel [k][gate][unit of the vector], for one vector of units (RNN: kVectors of them).
-// `gates` is overwritten by what backward needs: activated gates (GRU: r, z, n and W h' + b).
+// x_t = W_ih x + biases. Per step one skinny product with W and W_ih, and the gate arithmetic on the
+// tile while it is in registers. Both are packed once per sequence so that a tile's columns are the
+// gates of the same units:
+//   panel [k][gate][unit of the vector], for one vector of units (RNN: kVectors of them),
+//   first the k of the input, then those of h'.
+// With few sequences W_ih would be read for too few rows per step: then one product for all steps
+// (matmul) has put x_t into `gates`. They receive what backward needs: activated gates (GRU: r, z, n
+// and W h' + b).
 // Backward walks the steps the other way: gate arithmetic to `dgates`, then dh' = dgates W. The
 // gradients of weights and inputs are products over all steps, made by the caller.
 //
@@ -57,17 +60,26 @@ inline void store_some(T* p, vec<T> v, int64_t n) {
 }
 
 // Within 4 ulp instead of 2, with half of the operations: the gates cost as much as the product when
-// H is small.
+// H is small. e^x = 2^k (1 + p):
+template <class V>
+inline ExpParts<V> gate_exp(V x) {
+  using M = math<V>;
+  const V shift = integer_shift(x);
+  const V t = fma(x, splat(M::kLog2e), shift);
+  const V n = t - shift;
+  const V r = fnma(n, splat(M::kLn2Low), fnma(n, splat(M::kLn2High), x));
+  return {n, fma(r * r, polynomial(r, M::kExp), r), as_int(t) - as_int(shift)};
+}
 template <class V>
 inline V gate_sigmoid(V x) {
-  const ExpParts<V> e = exp_parts(exp_clamp(-x));
+  const ExpParts<V> e = gate_exp(exp_clamp(-x));
   return 1 / (1 + scale(1 + e.p, e.n, e.k));
 }
 // p / (p + 2) with p = e^2x - 1, exact near 0.
 template <class V>
 inline V gate_tanh(V x) {
   const V most = splat(math<V>::kTanhOne);
-  const ExpParts<V> e = exp_parts(2 * min(most, max(-most, x)));
+  const ExpParts<V> e = gate_exp(2 * min(most, max(-most, x)));
   const V power = power_of_two<V>(e.k), p = fma(e.p, power, power - 1);
   return p / (p + 2);
 }
@@ -118,7 +130,8 @@ struct Layer {
   Steps steps;
   int64_t size;  // H
   const T* weight;  // [gates * H, H]; nullptr: its product is in `gates` already
-  const T *bias, *h0, *c0;
+  const T *h0, *c0;
+  int64_t inputs;  // 0: their product is in `gates` already
   T* panels;
 
   int64_t row_size() const { return kStored * size; }
@@ -129,11 +142,11 @@ struct Layer {
 
   // Few threads for little work; units are split where sequences are few or W is large.
   int threads(bool* split_units, int64_t panel_count) const {
-    const int64_t b = steps.sequences(), per_token = weight_gates(kMode) * size * size;
+    const int64_t b = steps.sequences(), per_token = weight_gates(kMode) * size * (inputs + size);
     const int most = num_threads();
     *split_units = b < 6 * most || per_token * static_cast<int64_t>(sizeof(T)) > kResident;
     const int64_t work = *split_units ? per_token * b : per_token * steps.offsets[steps.steps];
-    if (!weight || work < kParallelWork) return 1;
+    if (!panels || work < kParallelWork) return 1;
     return static_cast<int>(smaller(most, *split_units ? panel_count : b));
   }
 
@@ -155,7 +168,7 @@ struct Layer {
       auto wait = [&] {
         if (team > 1) barrier.wait(team);
       };
-      if (weight)
+      if (panels)
         for (int64_t p = panel_count * thread / team; p < panel_count * (thread + 1) / team; ++p)
           pack(p);
       wait();
@@ -184,95 +197,153 @@ inline void each_tile(int64_t row, int64_t end, int64_t most, const F& f) {
 template <class T, Mode kMode>
 struct Forward : Layer<T, kMode> {
   using Base = Layer<T, kMode>;
-  using Base::bias, Base::c0, Base::h0, Base::panels, Base::row_size, Base::size, Base::steps,
+  using Base::c0, Base::h0, Base::inputs, Base::panels, Base::row_size, Base::size, Base::steps,
       Base::weight;
   static constexpr int64_t L = lanes<T>;
   static constexpr int V = is_plain(kMode) ? kVectors : weight_gates(kMode);
   static constexpr int kTileRows = kRegisterTiles / V;
   static constexpr int64_t kUnits = is_plain(kMode) ? kVectors * L : L;  // of a panel
-  T *gates, *h, *c;
+  const T *x, *w_ih;  // [tokens, inputs], [gates * H, inputs]; used if inputs > 0
+  const T *bias, *inner_bias;  // of x_t (used if inputs > 0), of W h' in GRU; may be nullptr
+  T *gates, *h, *c;  // gates may be nullptr if inputs > 0
 
   int64_t panel_count() const { return divide_up(size, kUnits); }
-  int64_t panel_size() const { return size * V * L; }
+  int64_t panel_size() const { return (inputs + size) * V * L; }
+
+  // Vector v of a panel: its distance from the first unit in a row of gates, how many of the `n`
+  // units it has.
+  int64_t offset(int v) const { return v * (is_plain(kMode) ? L : size); }
+  static int64_t valid(int v, int64_t n) {
+    const int64_t left = is_plain(kMode) ? n - v * L : n;
+    return left < 0 ? 0 : smaller(left, L);
+  }
 
   void pack(int64_t panel) const {
     T* to = panels + panel * panel_size();
+    if (inputs) pack_rows(to, panel, w_ih, inputs);
+    if (weight) pack_rows(to + inputs * V * L, panel, weight, size);
+  }
+  void pack_rows(T* to, int64_t panel, const T* from, int64_t depth) const {
+    const int64_t unit = panel * kUnits;
     for (int v = 0; v < V; ++v) {
-      const int64_t unit = panel * kUnits + (is_plain(kMode) ? v * L : 0);
-      const int64_t gate = is_plain(kMode) ? 0 : v, left = size - unit;
-      if (left <= 0)
-        fill_column(to + v * L);
+      const int64_t cols = valid(v, size - unit);
+      if (cols == 0)
+        fill_column(to + v * L, depth);
       else
-        transpose_columns(to + v * L, V * L, weight + (gate * size + unit) * size, size,
-                          smaller(L, left), size);
+        transpose_columns(to + v * L, V * L, from + (offset(v) + unit) * depth, depth, cols, depth);
     }
   }
-  void fill_column(T* to) const {
-    for (int64_t k = 0; k < size; ++k) store(to + k * V * L, vec<T>{});
+  static void fill_column(T* to, int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k) store(to + k * V * L, vec<T>{});
   }
 
-  // acc[v] of one row: vector v of a panel.
-  void finish(vec<T> (&acc)[V], int64_t row, int64_t unit, int64_t n, const T* h_before,
-              const T* c_before) const {
-    T* g = gates + row * Base::row_size() + unit;
+  // From the sums of R rows to their gates and states. `row` is the first, `apart` GRU's product of
+  // the third gate with x. In two passes: within one row the functions wait for each other.
+  template <int R>
+  [[gnu::always_inline]] void finish(vec<T> (&acc)[R][V], const vec<T> (&apart)[R], int64_t row,
+                                     int64_t unit, int64_t n, const T* before) const {
+    T* g = gates + row * row_size() + unit;
     T* to = h + row * size + unit;
     if constexpr (is_plain(kMode)) {
-      for (int v = 0; v < V && n > 0; ++v, n -= L) {
-        const int64_t valid = smaller(n, L);
-        const vec<T> x = acc[v] + load_some(g + v * L, valid);
-        store_some(to + v * L, kMode == kTanh ? gate_tanh(x) : max_nan(x, vec<T>{}), valid);
-      }
+      for (int i = 0; i < R; ++i)
+        for (int v = 0; v < V && valid(v, n); ++v)
+          store_some(to + i * size + v * L,
+                     kMode == kTanh ? gate_tanh(acc[i][v]) : max_nan(acc[i][v], vec<T>{}),
+                     valid(v, n));
     } else if constexpr (kMode == kLstm) {
-      const vec<T> i = gate_sigmoid(acc[0] + load_some(g, n));
-      const vec<T> f = gate_sigmoid(acc[1] + load_some(g + size, n));
-      const vec<T> a = gate_tanh(acc[2] + load_some(g + 2 * size, n));
-      const vec<T> o = gate_sigmoid(acc[3] + load_some(g + 3 * size, n));
-      const vec<T> cell = fma(f, load_some(c_before + unit, n), i * a);
-      store_some(g, i, n);
-      store_some(g + size, f, n);
-      store_some(g + 2 * size, a, n);
-      store_some(g + 3 * size, o, n);
-      store_some(c + row * size + unit, cell, n);
-      store_some(to, o * gate_tanh(cell), n);
+      for (int i = 0; i < R; ++i)
+        for (int v = 0; v < V; ++v)
+          acc[i][v] = v == 2 ? gate_tanh(acc[i][v]) : gate_sigmoid(acc[i][v]);
+      for (int i = 0; i < R; ++i) {
+        const vec<T> in = acc[i][0], forget = acc[i][1], a = acc[i][2], out = acc[i][3];
+        const vec<T> cell = fma(forget, load_some(before + i * size + unit, n), in * a);
+        store_gates(g + i * row_size(), n, in, forget, a, out);
+        store_some(c + (row + i) * size + unit, cell, n);
+        store_some(to + i * size, out * gate_tanh(cell), n);
+      }
     } else {
-      const vec<T> r = gate_sigmoid(acc[0] + load_some(g, n));
-      const vec<T> z = gate_sigmoid(acc[1] + load_some(g + size, n));
-      const vec<T> inner = weight ? acc[2] + (bias ? load_some(bias + unit, n) : vec<T>{})
-                                  : load_some(g + 3 * size, n);
-      const vec<T> a = gate_tanh(fma(r, inner, load_some(g + 2 * size, n)));
-      store_some(g, r, n);
-      store_some(g + size, z, n);
-      store_some(g + 2 * size, a, n);
-      store_some(g + 3 * size, inner, n);
-      store_some(to, fma(z, load_some(h_before + unit, n) - a, a), n);
+      for (int i = 0; i < R; ++i) {
+        acc[i][0] = gate_sigmoid(acc[i][0]);
+        acc[i][1] = gate_sigmoid(acc[i][1]);
+      }
+      for (int i = 0; i < R; ++i) {
+        const vec<T> r = acc[i][0], z = acc[i][1], inner = acc[i][2];
+        const vec<T> a = gate_tanh(fma(r, inner, apart[i]));
+        store_gates(g + i * row_size(), n, r, z, a, inner);
+        store_some(to + i * size, fma(z, load_some(before + i * size + unit, n) - a, a), n);
+      }
     }
   }
+  void store_gates(T* g, int64_t n, vec<T> first, vec<T> second, vec<T> third,
+                   vec<T> fourth) const {
+    if (!gates) return;
+    store_some(g, first, n);
+    store_some(g + size, second, n);
+    store_some(g + 2 * size, third, n);
+    store_some(g + 3 * size, fourth, n);
+  }
 
-  // What finish will read, while the product is computed: rows lie pages apart.
+  // What finish will read or write, while the product is computed: rows lie pages apart.
   void fetch(int64_t row, int64_t rows, int64_t unit) const {
+    if (!gates) return;
     for (int64_t i = row; i < row + rows; ++i)
-      for (int v = 0; v < V; ++v)
-        __builtin_prefetch(
-            gates + i * Base::row_size() + (is_plain(kMode) ? v * L : v * size) + unit, 1);
+      for (int v = 0; v < V; ++v) __builtin_prefetch(gates + i * row_size() + unit + offset(v), 1);
+  }
+
+  // acc[i][v] += the product with x, which starts from the bias.
+  template <int R>
+  [[gnu::always_inline]] void multiply_inputs(int64_t row, int64_t unit, int64_t n, const T* panel,
+                                              vec<T> (&acc)[R][V]) const {
+    if (bias)
+      for (int v = 0; v < V; ++v) {
+        const vec<T> start = load_some(bias + unit + offset(v), valid(v, n));
+        for (int i = 0; i < R; ++i) acc[i][v] = start;
+      }
+    multiply_add<T, R, V, false>(inputs, x + row * inputs, inputs, 1, panel, V * L, 0, acc);
+  }
+
+  // Adds what `gates` hold of x (and, without weight, of h') to the sums.
+  template <int R>
+  [[gnu::always_inline]] void add_gates(int64_t row, int64_t unit, int64_t n, vec<T> (&acc)[R][V],
+                                        vec<T> (&apart)[R]) const {
+    for (int i = 0; i < R; ++i) {
+      const T* g = gates + (row + i) * row_size() + unit;
+      for (int v = 0; v < V; ++v) {
+        const vec<T> stored = load_some(g + offset(v), valid(v, n));
+        if (kMode == kGru && v == 2)
+          apart[i] = stored;
+        else
+          acc[i][v] = acc[i][v] + stored;
+      }
+      if (kMode == kGru && !weight) acc[i][2] = load_some(g + 3 * size, n);
+    }
   }
 
   template <int R>
-  void tile(int64_t t, int64_t row, int64_t panel) const {
+  void tile(int64_t t, int64_t b, int64_t panel) const {
     const int64_t unit = panel * kUnits, n = smaller(kUnits, size - unit);
-    const T* before = Base::at(h, h0, t, row);
-    fetch(steps.offsets[t] + row, R, unit);
-    vec<T> acc[R][V] = {};
+    const int64_t row = steps.offsets[t] + b;
+    const T* before = Base::at(h, h0, t, b);
+    const T* packed = panels + panel * panel_size();
+    fetch(row, R, unit);
+    vec<T> acc[R][V] = {}, apart[R] = {};
+    if (inputs) multiply_inputs(row, unit, n, packed, acc);
+    if constexpr (kMode == kGru) {
+      const vec<T> start = inner_bias ? load_some(inner_bias + unit, n) : vec<T>{};
+      for (int i = 0; i < R; ++i) {
+        apart[i] = acc[i][2];
+        acc[i][2] = start;
+      }
+    }
     if (weight)
-      multiply_add<T, R, V, false>(size, before, size, 1, panels + panel * panel_size(), V * L, 0,
-                                   acc);
-    const T* cells = kMode == kLstm ? Base::at(c, c0, t, row) : nullptr;
-    for (int i = 0; i < R; ++i)
-      finish(acc[i], steps.offsets[t] + row + i, unit, n, before + i * size, cells + i * size);
+      multiply_add<T, R, V, false>(size, before, size, 1, packed + inputs * V * L, V * L, 0, acc);
+    if (!inputs) add_gates(row, unit, n, acc, apart);
+    finish(acc, apart, row, unit, n, kMode == kLstm ? Base::at(c, c0, t, b) : before);
   }
 
   // Few rows at a time where W is near enough: their gates then stay in L1 from panel to panel.
   void rows(int64_t t, const Share& mine, int64_t begin, int64_t end) const {
-    const bool near = row_size() * size * static_cast<int64_t>(sizeof(T)) <= kResident;
+    const bool near = row_size() * (inputs + size) * static_cast<int64_t>(sizeof(T)) <= kResident;
     const int64_t block = near ? 8 * kTileRows : end - begin;
     for (; begin < end; begin += block)
       for (int64_t p = mine.panel; p < mine.end_panel; ++p)
@@ -288,7 +359,7 @@ struct Forward : Layer<T, kMode> {
   }
 
   bool run() {
-    if (weight) {
+    if (weight || inputs) {
       panels =
           static_cast<T*>(scratch(static_cast<size_t>(panel_count() * panel_size()) * sizeof(T)));
       if (!panels) return false;
@@ -436,12 +507,16 @@ bool with_mode(DType dtype, int64_t mode, const F& f) {
 
 }  // namespace
 
-bool rnn(OptIn weight, OptIn bias, In h0, OptIn c0, In offsets, Out gates, Out h, OptOut c,
-         int64_t mode, bool reverse) {
+bool rnn(OptIn x, OptIn w_ih, OptIn weight, OptIn bias, OptIn inner_bias, In h0, OptIn c0,
+         In offsets, OptOut gates, Out h, OptOut c, int64_t mode, bool reverse) {
   return with_mode(h.dtype, mode, [&](auto zero, auto m) {
     using T = decltype(zero);
     auto layer = layer_of<Forward<T, m()>, T>(weight, h0, c0, offsets, reverse);
+    layer.inputs = x.data ? x.shape[1] : 0;
+    layer.x = data<T>(x);
+    layer.w_ih = data<T>(w_ih);
     layer.bias = data<T>(bias);
+    layer.inner_bias = data<T>(inner_bias);
     layer.gates = data<T>(gates);
     layer.h = data<T>(h);
     layer.c = data<T>(c);
@@ -449,7 +524,7 @@ bool rnn(OptIn weight, OptIn bias, In h0, OptIn c0, In offsets, Out gates, Out h
   });
 }
 
-bool rnn_backward(OptIn weight, In h0, OptIn c0, In offsets, In gates, In h, OptIn c, In grad,
+bool rnn_backward(OptIn weight, In h0, OptIn c0, In offsets, OptIn gates, In h, OptIn c, In grad,
                   Out dgates, Out dh, OptOut dc, int64_t mode, bool reverse) {
   return with_mode(h.dtype, mode, [&](auto zero, auto m) {
     using T = decltype(zero);

@@ -30,6 +30,8 @@ MODES = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 _STORED = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 4}
 
+_FUSED_ROWS = 8  # per step: below, w_ih is multiplied with all steps at once
+
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # input, hidden, their biases
 State = tuple[Tensor, Tensor | None]  # h, and c for LSTM
 
@@ -87,6 +89,8 @@ def _copied(array: Array, rows: Any) -> Array:
 
 def _states_before(states: Array, initial: Array, steps: Steps) -> Array:
     """For every row of `states` the state that its step started from."""
+    if steps.count == 1:
+        return initial
     before = empty(states.shape, states.dtype, states)
     order = steps.order()
     if steps.offsets[-1] == steps.count * steps.sequences:  # equal lengths: one shift
@@ -125,7 +129,7 @@ class Recurrent(Node):
         dc = None
         if c0 is not None:
             dc = _zeros(h0.array.shape, h) if g[2] is None else g[2].copy()
-        dgates = empty(gates.shape, h.dtype, h)
+        dgates = empty((len(h), _STORED[steps.mode] * h.shape[1]), h.dtype, h)
         w_hh = contiguous(weights[1].array)
         first = contiguous(h0.array)
         cells = None if c0 is None else contiguous(c0.array)
@@ -162,10 +166,10 @@ class Recurrent(Node):
             dw_hh = empty(w_hh.shape, x.dtype, x)
             for columns, rows in hidden:
                 multiply_into(dgates[:, columns].T, before, dw_hh[rows])
-        if want_b_ih:
-            db_ih = wrap(to_input).sum(0)
-        if want_b_hh:
-            db_hh = cat([wrap(dgates[:, columns]).sum(0) for columns, _ in hidden])
+        if want_b_ih or want_b_hh:
+            sums = wrap(dgates).sum(0)
+            db_ih = sums[: len(w_ih)]
+            db_hh = cat([sums[columns] for columns, _ in hidden])
         arrays = (dx, None, None, dw_ih, dw_hh)
         made = [None if a is None else wrap(a) for a in arrays]
         made[1], made[2] = dh, dc
@@ -230,29 +234,43 @@ def recurrent(
     """
     if is_half(x.array.dtype):
         return _in_float32(x, h0, c0, weights, steps)
-    w_ih, w_hh = weights[0].array, contiguous(weights[1].array)
-    rows, size = len(x.array), w_hh.shape[1]
-    inputs = contiguous(x.array)
+    w_ih, w_hh = contiguous(weights[0].array), contiguous(weights[1].array)
+    inputs, first = contiguous(x.array), contiguous(h0.array)
+    cells = None if c0 is None else contiguous(c0.array)
+    rows, size = len(inputs), w_hh.shape[1]
     bias, inner = _bias(weights, steps.mode)
-    gates = empty((rows, _STORED[steps.mode] * size), inputs.dtype, inputs)
-    multiply_into(inputs, w_ih.T, gates[:, : len(w_ih)], bias)
-    first = contiguous(h0.array)
-    if steps.count == 1:
-        for columns, part in _hidden_parts(gates, steps.mode):
-            fresh = columns.start == 3 * size and steps.mode == "GRU"
-            multiply_into(first, w_hh[part].T, gates[:, columns], inner if fresh else None,
-                          0.0 if fresh else 1.0)  # fmt: skip
+    fused = steps.count > 1 and rows >= _FUSED_ROWS * steps.count and inputs.shape[1] > 0
+    kept = steps.mode in ("LSTM", "GRU") and _wanted(x, h0, c0, *weights)
+    gates = None
+    if kept or not fused:
+        gates = empty((rows, _STORED[steps.mode] * size), inputs.dtype, inputs)
+    if gates is not None and not fused:
+        multiply_into(inputs, w_ih.T, gates[:, : len(w_ih)], bias)
+        if steps.count == 1:
+            _add_hidden(gates, first, w_hh, inner, steps.mode)
     h = empty((rows, size), inputs.dtype, inputs)
     c = None if c0 is None else empty((rows, size), inputs.dtype, inputs)
     kernels(inputs).rnn(
-        w_hh if steps.count > 1 else None, inner, first,
-        None if c0 is None else contiguous(c0.array), steps.offsets, gates, h, c,
+        inputs if fused else None, w_ih if fused else None, w_hh if steps.count > 1 else None,
+        bias if fused else None, inner, first, cells, steps.offsets, gates, h, c,
         MODES[steps.mode], steps.reverse,
     )  # fmt: skip
     last = steps.last_rows()
     results = [h, _copied(h, last)] + ([] if c is None else [_copied(c, last)])
     saved = (x, h0, c0, *weights, steps, h, c, gates)
     return record_many(Recurrent, results, (x, h0, c0, *weights), saved)
+
+
+def _wanted(*inputs: Tensor | None) -> bool:
+    """Will there be a backward?"""
+    return grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+
+def _add_hidden(gates: Array, h0: Array, w_hh: Array, inner: Array | None, mode: str) -> None:
+    """gates += h0 w_hh^T; `inner`: GRU's bias, in the fourth block, kept apart."""
+    for i, (columns, part) in enumerate(_hidden_parts(gates, mode)):
+        beta, bias = (1.0, None) if i == 0 else (0.0, inner)
+        multiply_into(h0, w_hh[part].T, gates[:, columns], bias, beta)
 
 
 def _in_float32(
