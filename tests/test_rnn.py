@@ -139,6 +139,34 @@ def test_threads_do_not_change_a_bit(mode: str, reverse: bool) -> None:
             assert (a == b).all()
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0][0]}x{len(c[0])},{c[1]},{c[2]}")
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_without_gradients(mode: str, case: Any) -> None:
+    sizes, inputs, size = case
+    x, h0, c0, *weights = (grebe.tensor(a) for a in draw(mode, sizes, inputs, size, np.float32))
+    arguments = (x, h0, c0 if mode == "LSTM" else None, tuple(weights), Steps.of_sizes(sizes, mode))
+    with_history = recurrent(x.clone().requires_grad_(), *arguments[1:])
+    for a, b in zip(recurrent(*arguments), with_history, strict=True):
+        assert (a.numpy() == b.detach().numpy()).all()
+
+
+@pytest.mark.parametrize("size", [1, 33, 1000])
+@pytest.mark.parametrize("batch", [1, 33, 1000])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_sizes(kind: str, batch: int, size: int) -> None:
+    if batch * size > 33_000:
+        pytest.skip("takes long and shows no more")
+    rng = np.random.default_rng(0)
+    layer = getattr(nn, kind)(5, size)
+    x = grebe.tensor(rng.standard_normal((3, batch, 5)), dtype=grebe.float32, requires_grad=True)
+    output, state = layer(x)
+    wide = getattr(nn, kind)(5, size).double()
+    wide.load_state_dict({k: v.double() for k, v in layer.state_dict().items()})
+    close(output.detach().numpy(), wide(x.detach().double())[0].detach().numpy(), 1.2e-7, "h")
+    output.sum().backward()
+    assert x.grad is not None and grebe.isfinite(x.grad).all()
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_numerical_gradients(mode: str, check: Any) -> None:
