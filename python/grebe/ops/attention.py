@@ -105,7 +105,11 @@ class Attention(Node):
     def backward(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask, y, lse, options = self.saved
         if grad_enabled():
-            return self._composite(grad, query, key, value, mask, options)
+
+            def output(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+                return composite(q, k, v, mask, options)[0]
+
+            return gradients_of(output, (query, key, value, mask), self.edges, grad)
         q, k, v = (_dense_rows(t.array) for t in (query, key, value))
         dq, dk, dv = (_empty_rows(x, x.shape[-1]) for x in (q, k, v))
         additive = mask is not None and mask.array.dtype != bool and self.edges[3] is not None
@@ -114,28 +118,28 @@ class Attention(Node):
             dmask = empty(mask.array.shape, q.dtype, q)
             dmask.fill(0)
         kernels(q).attention_backward(
-            _dense_rows(grad.array), q, k, v, _mask_array(mask), options.lengths, options.slopes,
+            _dense_rows(grad.array), q, k, v, mask_array(mask), options.lengths, options.slopes,
             y.array, lse, dq, dk, dv, dmask, *options.arguments(),
         )  # fmt: skip
         return wrap(dq), wrap(dk), wrap(dv), None if dmask is None else wrap(dmask)
 
-    def _composite(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Options
-    ) -> tuple[Tensor | None, ...]:
-        # Aliases, so that one input that depends on another does not count twice.
-        inputs: list[Any] = [None if t is None else t.view_as(t) for t in (q, k, v, mask)]
-        wanted = [i for i, edge in enumerate(self.edges) if edge is not None]
-        q, k, v, mask = inputs
-        output, _ = composite(q, k, v, mask, options)
-        found = autograd.grad([output], [inputs[i] for i in wanted], [grad], create_graph=True,
-                              allow_unused=True)  # fmt: skip
-        result: list[Tensor | None] = [None] * len(inputs)
-        for i, gradient in zip(wanted, found, strict=True):
-            result[i] = gradient
-        return tuple(result)
+
+def gradients_of(
+    function: Any, inputs: tuple[Tensor | None, ...], edges: Any, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Differentiable gradients of ``function(*inputs)``, for those inputs that have an edge."""
+    # Aliases, so that one input that depends on another does not count twice.
+    aliases: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+    wanted = [i for i, edge in enumerate(edges) if edge is not None]
+    found = autograd.grad([function(*aliases)], [aliases[i] for i in wanted], [grad],
+                          create_graph=True, allow_unused=True)  # fmt: skip
+    result: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, found, strict=True):
+        result[i] = gradient
+    return tuple(result)
 
 
-def _mask_array(mask: Tensor | None) -> Array | None:
+def mask_array(mask: Tensor | None) -> Array | None:
     return None if mask is None else _dense_rows(mask.array)
 
 
@@ -145,7 +149,7 @@ def _fused(
     q, k, v = (_dense_rows(t.array) for t in (query, key, value))
     y = _empty_rows(q, v.shape[-1])
     lse = empty(q.shape[:3], q.dtype, q)
-    kernels(q).attention(q, k, v, _mask_array(mask), options.lengths, options.slopes, y, lse,
+    kernels(q).attention(q, k, v, mask_array(mask), options.lengths, options.slopes, y, lse,
                          *options.arguments())  # fmt: skip
     saved = (query, key, value, mask, y, lse, options)
     return record(Attention, y, (query, key, value, mask), saved)

@@ -11,10 +11,12 @@ from . import (
     linear,
     loss,
     module,
+    multihead,
     normalization,
     pooling,
     rnn,
     sparse,
+    transformer,
 )
 from .activation import *  # noqa: F403
 from .batchnorm import *  # noqa: F403
@@ -26,10 +28,12 @@ from .lazy import *  # noqa: F403
 from .linear import *  # noqa: F403
 from .loss import *  # noqa: F403
 from .module import *  # noqa: F403
+from .multihead import *  # noqa: F403
 from .normalization import *  # noqa: F403
 from .pooling import *  # noqa: F403
 from .rnn import *  # noqa: F403
 from .sparse import *  # noqa: F403
+from .transformer import *  # noqa: F403
 
 # Not written `__all__ = ...`: mypy does not follow that form, and would take nothing as exported.
 vars()["__all__"] = [
@@ -45,10 +49,12 @@ vars()["__all__"] = [
         linear,
         loss,
         module,
+        multihead,
         normalization,
         pooling,
         rnn,
         sparse,
+        transformer,
     )
     for name in family.__all__
 ]

@@ -75,6 +75,10 @@ class Linear(Module):
         )
 
 
+class NonDynamicallyQuantizableLinear(Linear):
+    """`Linear` under the name that PyTorch's attention prints for its output projection."""
+
+
 class LazyLinear(LazyModuleMixin, Linear):
     """`Linear` whose in_features is the last size of its first input. D2L section 6.3."""
 
