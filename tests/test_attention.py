@@ -138,6 +138,13 @@ def test_dropout_statistics_and_scale() -> None:
     assert not np.array_equal(sdpa(q, k, v, dropout_p=p).numpy() != 0, kept)
 
 
+def test_mask_of_one_column_changes_nothing() -> None:
+    leaves = [*inputs(2, 2, 2, 40, 30, 16, 16), heads(2, 1, 40, 1, seed=4)]
+    y = sdpa(*leaves)
+    np.testing.assert_allclose(y.detach().numpy(), sdpa(*leaves[:3]).detach().numpy(), 1e-12, 1e-12)
+    np.testing.assert_allclose(gradients(y, leaves)[3], 0, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(6, 8), (5, 6, 8), (2, 3, 4, 6, 8)])
 def test_other_numbers_of_dimensions(shape: tuple[int, ...]) -> None:
     q, k, v = (heads(*shape, seed=i) for i in range(3))

@@ -22,6 +22,7 @@
 // of the multiply-add units; for one query the bytes of K and V. Measured: docs/kernels/attention.md.
 #include "gemm.h"
 #include "philox.h"
+#include "rows.h"
 
 namespace grebe::GREBE_ISA {
 namespace {
@@ -74,57 +75,92 @@ struct Problem {
   }
 };
 
-// c[rows, n] = a b + beta c for rows <= kRows, n <= kCols, operands where they are.
+// f(n as a constant), 1 <= n <= kRows.
+template <int R = kRows, class F>
+inline void with_rows(int64_t n, const F& f) {
+  if constexpr (R > 1)
+    if (n < R) return with_rows<R - 1>(n, f);
+  f(std::integral_constant<int, R>{});
+}
+
+// c[rows, n] = (a b + beta c) scales[row] for rows <= kRows, n <= kCols, operands where they are.
+template <class T>
+struct RowScale {
+  const T* scales;  // may be nullptr
+  template <int R, int V>
+  [[gnu::always_inline]] void tile(vec<T> (&x)[R][V], int64_t, int64_t, int64_t) const {
+    if (!scales) return;
+#pragma GCC unroll 6
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) x[i][v] = x[i][v] * scales[i];
+  }
+};
 template <class T, int R, int V, bool kMasked>
 [[gnu::noinline]] void product_tile(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
-                                    int64_t b_k, int64_t n, T* c, int64_t ldc, T beta) {
+                                    int64_t b_k, int64_t n, T* c, int64_t ldc, T beta,
+                                    const T* scales) {
   vec<T> acc[R][V] = {};
   multiply_add<T, R, V, kMasked>(k, a, a_row, a_k, b, b_k, n - (V - 1) * lanes<T>, acc);
-  finish_tile(acc, c, ldc, n, Stage<T>{beta, true}, 0, 0, NoEpilogue{});
+  finish_tile(acc, c, ldc, n, Stage<T>{beta, true}, 0, 0, RowScale<T>{scales});
 }
-template <class T, int R = kRows, int V = kVectors, class... Args>
-inline void product_rows(int64_t rows, int64_t k, const T* a, int64_t a_row, int64_t a_k,
-                         const T* b, int64_t b_k, int64_t n, T* c, int64_t ldc, T beta) {
+template <class T, int R, int V = kVectors, class... Args>
+inline void product_cols(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_k,
+                         int64_t n, T* c, int64_t ldc, T beta, const T* scales) {
   if constexpr (V > 1)
     if (n <= (V - 1) * lanes<T>)
-      return product_rows<T, R, V - 1>(rows, k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
-  if constexpr (R > 1)
-    if (rows < R) return product_rows<T, R - 1, V>(rows, k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
+      return product_cols<T, R, V - 1>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
   if (n % lanes<T> == 0)
-    product_tile<T, R, V, false>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
+    product_tile<T, R, V, false>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
   else
-    product_tile<T, R, V, true>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta);
+    product_tile<T, R, V, true>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
 }
 // Any number of columns.
 template <class T>
 void product(int64_t rows, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
-             int64_t b_k, T* c, int64_t ldc, T beta) {
+             int64_t b_k, T* c, int64_t ldc, T beta, const T* scales = nullptr) {
   const int64_t vectors = divide_up(n, lanes<T>), panels = divide_up(vectors, kVectors);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t begin = vectors * p / panels * lanes<T>;
-    const int64_t stop = smaller(n, vectors * (p + 1) / panels * lanes<T>);
-    product_rows<T>(rows, k, a, a_row, a_k, b + begin, b_k, stop - begin, c + begin, ldc, beta);
-  }
+  with_rows(rows, [&](auto count) {
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t begin = vectors * p / panels * lanes<T>;
+      const int64_t stop = smaller(n, vectors * (p + 1) / panels * lanes<T>);
+      product_cols<T, count>(k, a, a_row, a_k, b + begin, b_k, stop - begin, c + begin, ldc, beta,
+                             scales);
+    }
+  });
+}
+
+template <class T>
+inline void fetch_rows(const T* rows, int64_t stride, int64_t count, int64_t n) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(rows + i * stride + j);
 }
 
 // K or V of the keys [begin, end) as the right operand of scores: panels of kCols keys.
 template <class T>
 void pack_keys(const T* rows, int64_t stride, int64_t count, int64_t depth, T* panels) {
-  for (int64_t j = 0; j < count; j += kCols<T>)
+  for (int64_t j = 0; j < count; j += kCols<T>) {
+    fetch_rows(rows + (j ? j + kCols<T> : 0) * stride, stride,
+               smaller((j ? 1 : 2) * kCols<T>, count - j - (j ? kCols<T> : 0)), depth);
     PackRight<T>{rows + j * stride, 1, stride}(panels + j * depth, 0, smaller(kCols<T>, count - j),
                                                0, depth);
+  }
 }
 // scores[i][begin...end) of `rows` rows with packed keys; begin is a multiple of lanes, and up to
 // lanes - 1 more are written.
 template <class T>
 void panel_scores(int64_t rows, const T* q, int64_t q_row, int64_t depth, const T* panels,
                   Keys range, T* scores, int64_t ld) {
-  for (int64_t j = range.begin; j < range.end;) {
-    const int64_t in_panel = j % kCols<T>, stop = smaller(range.end, j - in_panel + kCols<T>);
-    product_rows<T>(rows, depth, q, q_row, 1, panels + (j - in_panel) * depth + in_panel, kCols<T>,
-                    round_to(stop - j, lanes<T>), scores + j, ld, T(0));
-    j = stop;
-  }
+  with_rows(rows, [&](auto count) {
+    for (int64_t j = range.begin; j < range.end;) {
+      const int64_t in_panel = j % kCols<T>, stop = smaller(range.end, j - in_panel + kCols<T>);
+      product_cols<T, count>(depth, q, q_row, 1, panels + (j - in_panel) * depth + in_panel,
+                             kCols<T>, round_to(stop - j, lanes<T>), scores + j, ld, T(0),
+                             static_cast<const T*>(nullptr));
+      j = stop;
+    }
+  });
 }
 
 // The same for keys where they are.
@@ -147,23 +183,24 @@ void dot_scores(int64_t rows, const T* q, int64_t q_row, int64_t depth, const T*
     }
 }
 
-// exp for softmax: x <= 0, within 2 ulp; below the smallest number exactly 0.
-template <class V>
-inline V weight_exp(V x) {
-  using M = math<V>;
-  if constexpr (sizeof(scalar<V>) == 8) return exp(x);
-  x = max(splat(M::kExpLowest), x);
-  const V shift = integer_shift(x), t = fma(x, splat(M::kLog2e), shift), n = t - shift;
-  const V r = fnma(n, splat(M::kLn2Low), fnma(n, splat(M::kLn2High), x));
-  const V p = fma(r * r, polynomial(r, M::kExp), r);
-  return scale(1 + p, n, as_int(t) - as_int(shift));
+// Scores are kept times log2(e): weights are powers of two.
+constexpr float kExp2[] = {
+    1, 0x1.62e42ap-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3cea88p-7f, 0x1.5bba14p-10f};
+constexpr double kLog2e = 0x1.71547652b82fep+0, kLn2 = 0x1.62e42fefa39efp-1;
+
+// 2^x, x <= 0, within 3 ulp of float; below the smallest number exactly 0.
+inline f64v weight_exp2(f64v x) { return exp(x * kLn2); }
+inline f32v weight_exp2(f32v x) {
+  x = max(splat(-150.0f), x);  // NaN stays
+  const f32v shift = integer_shift(x), t = x + shift, n = t - shift;
+  return scale(polynomial(x - n, kExp2), n, as_int(t) - as_int(shift));
 }
 
 // What a row's products go through to become scores.
 template <class T>
 struct Modifier {
   Keys visible;
-  T scale, softcap, slope;
+  T scale, factor, softcap, slope;
   int64_t position;  // the key that is at no distance for ALiBi
   const T* bias = nullptr;
   const uint8_t* kept = nullptr;
@@ -172,6 +209,7 @@ struct Modifier {
   Modifier(const Problem<T>& p, int64_t b, int64_t h, int64_t query)
       : visible(p.visible(b, query)),
         scale(p.scale),
+        factor(p.scale * static_cast<T>(kLog2e)),
         softcap(p.softcap),
         slope(p.slopes ? p.slopes[h] : T(0)),
         position(query + p.shift),
@@ -183,25 +221,35 @@ struct Modifier {
       bias = element<T>(p.mask, b, h, query);
   }
 
-  // x: products with the keys from j on. *slope: d score / d (scale x).
-  vec<T> operator()(vec<T> x, int64_t j, vec<T>* derivative = nullptr) const {
+  // Are scores nothing but products times `factor`?
+  bool is_linear() const { return softcap == 0 && slope == 0 && !bias && !kept; }
+  // And are all keys of these vectors seen?
+  bool sees_all(int64_t from, int64_t to) const {
+    return from >= visible.begin && round_to(to - from, lanes<T>) + from <= visible.end;
+  }
+
+  // x: products with the keys from j on. *change: d score / d (scale x), of natural scores.
+  vec<T> operator()(vec<T> x, int64_t j, vec<T>* change = nullptr) const {
     constexpr int64_t L = lanes<T>;
-    x = x * scale;
-    if (softcap != 0) {
-      const vec<T> t = tanh(x / softcap);
-      if (derivative) *derivative = fnma(t, t, splat(T(1)));
-      x = softcap * t;
-    }
-    if (slope != 0) x = fnma(splat(slope), abs(iota<T>() + static_cast<T>(j - position)), x);
-    const int64_t n = smaller(L, keys - j);
-    if (bias) x = x + (n == L ? load(bias + j) : load_n(bias + j, n));
-    if (kept) x = select(load_kept(j, n) != 0, x, lowest());
+    x = is_linear() ? x * factor : bent(x * scale, j, change) * static_cast<T>(kLog2e);
+    pin(x);  // rounded here, whatever is subtracted from it
     if (j < visible.begin || j + L > visible.end)
       x = select(lane_mask<T>(visible.end - j) & ~lane_mask<T>(visible.begin - j), x, lowest());
     return x;
   }
 
  private:
+  vec<T> bent(vec<T> x, int64_t j, vec<T>* change) const {
+    if (softcap != 0) {
+      const vec<T> t = tanh(x / softcap);
+      if (change) *change = fnma(t, t, splat(T(1)));
+      x = softcap * t;
+    }
+    if (slope != 0) x = fnma(splat(slope), abs(iota<T>() + static_cast<T>(j - position)), x);
+    const int64_t n = smaller(lanes<T>, keys - j);
+    if (bias) x = x + (n == lanes<T> ? load(bias + j) : load_n(bias + j, n));
+    return kept ? select(load_kept(j, n) != 0, x, lowest()) : x;
+  }
   static vec<T> lowest() { return splat(-std::numeric_limits<T>::infinity()); }
   mask_of<T> load_kept(int64_t j, int64_t n) const {
     if (n == lanes<T>) return load_bytes<T>(kept + j);
@@ -215,14 +263,20 @@ struct Modifier {
 template <class T>
 void drop(const Problem<T>& p, int64_t row, int64_t key, Keys range, T* weights) {
   alignas(64) uint32_t words[kDropoutGroup];
-  const uint64_t dropped = static_cast<uint64_t>(p.dropout * 0x1p32);  // words below: as dropout's
+  // Words below are dropped, as in `dropout`; where all are, by the factor.
+  const uint32_t least = p.dropout < 1 ? static_cast<uint32_t>(p.dropout * 0x1p32) : 0;
   const T factor = p.dropout < 1 ? static_cast<T>(1 / (1 - p.dropout)) : T(0);
   const int64_t groups = divide_up(p.keys(), kDropoutGroup);
+  auto each = [&](T* x, const uint32_t* word, int64_t n) {
+    for (int64_t s = 0; s < n; ++s) x[s] = word[s] >= least ? x[s] * factor : T(0);
+  };
   for (int64_t j = range.begin / kDropoutGroup * kDropoutGroup; j < range.end; j += kDropoutGroup) {
     philox_group(p.seed, p.offset, row * groups + (key + j) / kDropoutGroup, words);
-    const int64_t stop = smaller(kDropoutGroup, range.end - j);
-    for (int64_t s = larger(0, range.begin - j); s < stop; ++s)
-      weights[j + s] = words[s] >= dropped ? weights[j + s] * factor : T(0);
+    const int64_t from = larger(0, range.begin - j), stop = smaller(kDropoutGroup, range.end - j);
+    if (stop - from == kDropoutGroup)
+      each(weights + j, words, kDropoutGroup);
+    else
+      each(weights + j + from, words + from, stop - from);
   }
 }
 
@@ -239,105 +293,177 @@ struct Rows {
   int64_t stride(const View& x) const { return x.strides[across_heads ? 1 : 2]; }
 };
 
-// Where a row's sums stand: maximum so far, sum of exp(score - most).
 template <class T>
-struct State {
-  T most, sum;
-};
+vec<T> log2_of_sum(vec<T> most, vec<T> sum) {
+  const vec<T> none = splat(-std::numeric_limits<T>::infinity());
+  return select(sum == 0, none, most + log2(sum));
+}
 
 template <class T>
 struct Workspace {
-  int64_t ld, panels, strip, out, state, size;  // offsets in elements
+  int64_t ld, panels, strip, out, most, sum, size;  // offsets in elements
   explicit Workspace(const Problem<T>& p) {
     ld = round_to(p.value_depth(), lanes<T>);
     panels = 0;
     strip = panels + kBlockKeys * p.depth();
     out = round_to(strip + kRows * (kBlockKeys + lanes<T>), 64);
-    state = out + kBlockQueries * ld;
-    size = round_to(state + 2 * kBlockQueries + kBlockKeys, 64);
+    most = out + kBlockQueries * ld;
+    sum = most + kBlockQueries;
+    size = round_to(sum + kBlockQueries, 64);
   }
 };
 
 template <class T>
 struct Forward {
   const Problem<T>& p;
+  const View& y;
+  T* lse;
   const Workspace<T>& at;
   T* memory;
 
   T* out(int64_t r) const { return memory + at.out + r * at.ld; }
-  State<T>* state() const { return reinterpret_cast<State<T>*>(memory + at.state); }
+  // Of row r: the highest score so far, times log2(e), and the sum of 2^(score - highest).
+  T* most(int64_t r) const { return memory + at.most + r; }
+  T* sum(int64_t r) const { return memory + at.sum + r; }
 
-  // Scores of strip row i become weights in place, 0 outside `range`.
-  void softmax_row(const Rows<T>& rows, int64_t r, int64_t key, Keys range, T* x) const {
-    constexpr int64_t L = lanes<T>;
-    const Modifier<T> modify(p, rows.b, rows.head(r), rows.at(r));
+  // Products of R rows become weights in place, 0 outside `range`. All rows go through each step
+  // together: a row alone would leave the processor waiting for its maximum and its sum.
+  template <int R>
+  void softmax_rows(const Rows<T>& rows, int64_t r, int64_t key, Keys range, T* x) const {
+    constexpr int64_t L = lanes<T>, ld = kBlockKeys + lanes<T>;
+    vec<T> high[R], total[R];
+    T scale[R], base[R];
+    for (int i = 0; i < R; ++i) {
+      const Modifier<T> modify(p, rows.b, rows.head(r + i), rows.at(r + i));
+      const bool scaled_later = modify.is_linear() && modify.factor > 0 &&
+                                modify.sees_all(key + range.begin, key + range.end);
+      scale[i] = scaled_later ? modify.factor : T(1);
+      high[i] =
+          scaled_later ? highest(x + i * ld, range) : modified(modify, key, range, x + i * ld);
+    }
+    for (int i = 0; i < R; ++i) {
+      const T before = *most(r + i), here = hmax(high[i]) * scale[i];
+      const T now = before > here ? before : here;
+      base[i] = now == -std::numeric_limits<T>::infinity() ? T(0) : now;
+      if (*sum(r + i) != 0 && now != before) rescale(r + i, weight_exp2(splat(before - base[i])));
+      *most(r + i) = now;
+    }
+    for (int i = 0; i < R; ++i) {
+      total[i] = vec<T>{};
+      for (int64_t j = range.begin; j < range.end; j += L) {
+        vec<T> score = load(x + i * ld + j) * scale[i];
+        pin(score);  // rounded as base was
+        const vec<T> weight = weight_exp2(score - base[i]);
+        store(x + i * ld + j, weight);
+        total[i] = total[i] + weight;
+      }
+    }
+    for (int i = 0; i < R; ++i) *sum(r + i) += hsum(total[i]);
+    if (p.dropout != 0)
+      for (int i = 0; i < R; ++i)
+        drop(p, (rows.b * p.heads() + rows.head(r + i)) * p.queries() + rows.at(r + i), key, range,
+             x + i * ld);
+  }
+  static vec<T> highest(const T* x, Keys range) {
+    vec<T> most = load(x + range.begin);
+    for (int64_t j = range.begin + lanes<T>; j < range.end; j += lanes<T>)
+      most = max(most, load(x + j));
+    return most;
+  }
+  static vec<T> modified(const Modifier<T>& modify, int64_t key, Keys range, T* x) {
     vec<T> most = splat(-std::numeric_limits<T>::infinity());
-    for (int64_t j = range.begin; j < range.end; j += L) {
+    for (int64_t j = range.begin; j < range.end; j += lanes<T>) {
       const vec<T> score = modify(load(x + j), key + j);
       store(x + j, score);
       most = max(most, score);
     }
-    State<T>& s = state()[r];
-    const T before = s.most, highest = hmax(most);
-    const T now = before > highest ? before : highest;
-    const vec<T> base = splat(now == -std::numeric_limits<T>::infinity() ? T(0) : now);
-    vec<T> sum{};
-    for (int64_t j = range.begin; j < range.end; j += L) {
-      const vec<T> weight = weight_exp(load(x + j) - base);
-      store(x + j, weight);
-      sum = sum + weight;
-    }
-    s.most = now;
-    if (before == now || s.sum == 0) {
-      s.sum += hsum(sum);
-    } else {
-      const vec<T> factor = weight_exp(splat(before) - base);
-      s.sum = fma(splat(s.sum), factor, splat(hsum(sum)))[0];
-      for (int64_t d = 0; d < at.ld; d += L) store(out(r) + d, load(out(r) + d) * factor);
-    }
-    if (p.dropout != 0)
-      drop(p, (rows.b * p.heads() + rows.head(r)) * p.queries() + rows.at(r), key, range, x);
+    return most;
+  }
+  void rescale(int64_t r, vec<T> factor) const {
+    *sum(r) *= factor[0];
+    for (int64_t d = 0; d < at.ld; d += lanes<T>) store(out(r) + d, load(out(r) + d) * factor);
   }
 
-  void strip(const Rows<T>& rows, int64_t r, int64_t n, int64_t key, Keys range, bool few) const {
+  Keys seen(const Rows<T>& rows, int64_t r, int64_t n) const {  // by any of these rows
+    return {p.visible(rows.b, rows.at(r)).begin, p.visible(rows.b, rows.at(r + n - 1)).end};
+  }
+
+  // Adds the keys [range) of the block at `key`; `keys` are all that count for these rows.
+  void strip(const Rows<T>& rows, int64_t r, int64_t n, int64_t key, Keys range, Keys keys,
+             bool few, bool partial) const {
     constexpr int64_t ld = kBlockKeys + lanes<T>;
     T* const x = memory + at.strip;
     const T* q = rows.row(p.q, r);
     const int64_t kv_head = rows.h / p.group();
+    const bool first = key + range.begin == keys.begin, last = key + range.end == keys.end;
     range.begin = range.begin / lanes<T> * lanes<T>;
     if (few)
       dot_scores(n, q, rows.stride(p.q), p.depth(), element<T>(p.k, rows.b, kv_head, key),
                  p.k.strides[2], range, x, ld);
     else
       panel_scores(n, q, rows.stride(p.q), p.depth(), memory + at.panels, range, x, ld);
-    for (int64_t i = 0; i < n; ++i) softmax_row(rows, r + i, key, range, x + i * ld);
+    if (first) forget(r, n);
+    with_rows(n, [&](auto count) { softmax_rows<count>(rows, r, key, range, x); });
+    const bool finish = last && !partial;
+    T factors[kRows];
+    if (finish)
+      for (int64_t i = 0; i < n; ++i) factors[i] = *sum(r + i) == 0 ? T(0) : 1 / *sum(r + i);
+    const bool whole = first && finish;
     product(n, p.value_depth(), range.end - range.begin, x + range.begin, ld, 1,
-            element<T>(p.v, rows.b, kv_head, key + range.begin), p.v.strides[2], out(r), at.ld,
-            T(1));
+            element<T>(p.v, rows.b, kv_head, key + range.begin), p.v.strides[2],
+            whole ? y_row(rows, r) : out(r), whole ? rows.stride(y) : at.ld, T(!first),
+            finish ? factors : nullptr);
+    if (!whole && finish)
+      for (int64_t i = r; i < r + n; ++i)
+        __builtin_memcpy(y_row(rows, i), out(i), static_cast<size_t>(p.value_depth()) * sizeof(T));
   }
+  void forget(int64_t r, int64_t n) const {
+    for (int64_t i = r; i < r + n; ++i) {
+      *most(i) = -std::numeric_limits<T>::infinity();
+      *sum(i) = 0;
+    }
+  }
+  T* y_row(const Rows<T>& rows, int64_t r) const { return const_cast<T*>(rows.row(y, r)); }
 
-  // out, state = the sums of all rows over the keys.
-  void run(const Rows<T>& rows, Keys keys, bool few) const {
-    for (int64_t i = 0; i < rows.count * at.ld; ++i) out(0)[i] = 0;
-    for (int64_t r = 0; r < rows.count; ++r)
-      state()[r] = {-std::numeric_limits<T>::infinity(), T(0)};
-    const int64_t strips = divide_up(rows.count, kRows);
-    auto seen = [&](int64_t r, int64_t n) {  // by any of these rows
-      return Keys{p.visible(rows.b, rows.at(r)).begin, p.visible(rows.b, rows.at(r + n - 1)).end};
-    };
-    keys = seen(0, rows.count).within(keys.begin, keys.end);
-    for (int64_t key = keys.begin / kBlockKeys * kBlockKeys; key < keys.end; key += kBlockKeys) {
-      const int64_t stop = smaller(keys.end, key + kBlockKeys);
-      const int64_t kv_head = rows.h / p.group();
+  // y and lse of all rows; if they are partial, only out and state, for the keys [keys).
+  void run(const Rows<T>& rows, Keys keys, bool few, bool partial) const {
+    const int64_t strips = divide_up(rows.count, kRows), kv_head = rows.h / p.group();
+    const Keys all = seen(rows, 0, rows.count).within(keys.begin, keys.end);
+    for (int64_t key = all.begin / kBlockKeys * kBlockKeys; key < all.end; key += kBlockKeys) {
+      const int64_t stop = smaller(all.end, key + kBlockKeys);
       if (!few)
         pack_keys(element<T>(p.k, rows.b, kv_head, key), p.k.strides[2], stop - key, p.depth(),
                   memory + at.panels);
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t r = rows.count * s / strips, n = rows.count * (s + 1) / strips - r;
-        const Keys range = seen(r, n).within(larger(key, keys.begin), stop);
-        if (!range.empty()) strip(rows, r, n, key, {range.begin - key, range.end - key}, few);
+        const Keys mine = seen(rows, r, n).within(keys.begin, keys.end);
+        const Keys range = mine.within(key, stop);
+        if (!range.empty())
+          strip(rows, r, n, key, {range.begin - key, range.end - key}, mine, few, partial);
       }
     }
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t r = rows.count * s / strips, n = rows.count * (s + 1) / strips - r;
+      if (seen(rows, r, n).within(keys.begin, keys.end).empty()) clear(rows, r, n, partial);
+    }
+    if (!partial) store_lse(rows);
+  }
+
+  // Rows that see no key.
+  void clear(const Rows<T>& rows, int64_t r, int64_t n, bool partial) const {
+    forget(r, n);
+    for (int64_t i = r; i < r + n; ++i) {
+      for (int64_t d = 0; d < at.ld; ++d) out(i)[d] = 0;
+      for (int64_t d = 0; d < p.value_depth() && !partial; ++d) y_row(rows, i)[d] = 0;
+    }
+  }
+  // Rows follow each other in lse, also across heads.
+  T* lse_of(const Rows<T>& rows, int64_t r) const {
+    return lse + (rows.b * p.heads() + rows.head(r)) * p.queries() + rows.at(r);
+  }
+  void store_lse(const Rows<T>& rows) const {
+    for (int64_t r = 0; r < rows.count; r += lanes<T>)
+      store_upto(lse_of(rows, r), log2_of_sum<T>(load(most(r)), load(sum(r))), rows.count - r);
   }
 };
 
@@ -370,41 +496,25 @@ struct ForwardPlan {
   }
 };
 
-// y = out / sum and lse of a row.
+// y and lse of a row from its chunks: each its sums, most and sum, `stride` apart.
 template <class T>
-void finish_row(const Problem<T>& p, const T* out, State<T> s, T* y, T* lse) {
-  const bool none = s.sum == 0;  // no key seen
-  const vec<T> factor = splat(none ? T(0) : 1 / s.sum);
-  for (int64_t d = 0; d < p.value_depth(); d += lanes<T>) {
-    const int64_t n = smaller(lanes<T>, p.value_depth() - d);
-    if (n == lanes<T>)
-      store(y + d, load(out + d) * factor);
-    else
-      store_n(y + d, load(out + d) * factor, n);
+void combine_chunks(int64_t chunks, int64_t stride, int64_t n, const T* parts, T* y, T* lse) {
+  const int64_t ld = stride - 2;
+  auto most = [&](int64_t c) { return parts[c * stride + ld]; };
+  auto sum = [&](int64_t c) { return parts[c * stride + ld + 1]; };
+  T high = -std::numeric_limits<T>::infinity(), total = 0;
+  for (int64_t c = 0; c < chunks; ++c)
+    if (sum(c) != 0 && !(high >= most(c))) high = most(c);
+  auto factor = [&](int64_t c) { return weight_exp2(splat(most(c) - high))[0]; };
+  for (int64_t c = 0; c < chunks; ++c)
+    if (sum(c) != 0) total += sum(c) * factor(c);
+  for (int64_t d = 0; d < n; ++d) y[d] = 0;
+  for (int64_t c = 0; c < chunks; ++c) {
+    if (sum(c) == 0) continue;
+    const T share = factor(c) / total;
+    for (int64_t d = 0; d < n; ++d) y[d] += parts[c * stride + d] * share;
   }
-  *lse = none ? -std::numeric_limits<T>::infinity() : s.most + log(splat(s.sum))[0];
-}
-
-// Adds up the chunks of a row: sums of `ld` elements, then the state; chunk c is at part + c * stride.
-template <class T>
-State<T> combine_chunks(int64_t chunks, int64_t ld, T* part, int64_t stride) {
-  auto state = [&](int64_t c) {
-    State<T> s;
-    __builtin_memcpy(&s, part + c * stride + ld, sizeof(s));
-    return s;
-  };
-  State<T> all = state(0);
-  for (int64_t c = 1; c < chunks; ++c) {
-    const State<T> s = state(c);
-    if (s.sum == 0) continue;
-    const T most = all.sum == 0 || s.most > all.most ? s.most : all.most;
-    const T old = all.sum == 0 ? T(0) : weight_exp(splat(all.most - most))[0];
-    const T more = weight_exp(splat(s.most - most))[0];
-    for (int64_t d = 0; d < ld; d += lanes<T>)
-      store(part + d, load(part + d) * old + load(part + c * stride + d) * more);
-    all = {most, all.sum * old + s.sum * more};
-  }
-  return all;
+  *lse = log2_of_sum<T>(splat(high), splat(total))[0];
 }
 
 template <class T>
@@ -413,48 +523,43 @@ bool forward(const Problem<T>& p, const View& y, T* lse) {
   const Workspace<T> at(p);
   const int64_t work = p.batch() * p.heads() * p.queries() * p.keys() * p.depth();
   const int threads = work < kParallelWork ? 1 : num_threads();
-  const int64_t row_size = at.ld + 2;  // of a partial result: sums, then the state
-  const int64_t partial = plan.chunks > 1 ? plan.tasks() * plan.rows * row_size : 0;
+  const bool partial = plan.chunks > 1;
+  const int64_t row_size = at.ld + 2;  // of a partial result: out, most, sum
+  const int64_t parts_size = partial ? plan.tasks() * plan.rows * row_size : 0;
   T* const memory =
-      static_cast<T*>(scratch(static_cast<size_t>(at.size * threads + partial) * sizeof(T) + 64));
+      static_cast<T*>(scratch(static_cast<size_t>(at.size * threads + parts_size) * sizeof(T)));
   if (!memory) return false;
-  T* const parts = memory + at.size * threads;
-  auto finish = [&](const Rows<T>& rows, int64_t r, const T* out, State<T> s) {
-    finish_row(p, out, s, const_cast<T*>(rows.row(y, r)),
-               lse + (rows.b * p.heads() + rows.head(r)) * p.queries() + rows.at(r));
+  T* const parts = memory + at.size * threads;  // [unit, row, chunk]
+  auto part = [&](int64_t t, int64_t r) {
+    return parts + ((t / plan.chunks * plan.rows + r) * plan.chunks + t % plan.chunks) * row_size;
   };
   int64_t next = 0;
   parallel_region(threads, [&](int thread, int) {
-    const Forward<T> f{p, at, memory + at.size * thread};
+    const Forward<T> f{p, y, lse, at, memory + at.size * thread};
     for (;;) {
       const int64_t t = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
       if (t >= plan.tasks()) return;
       int64_t chunk;
       const Rows<T> rows = plan.task(p, t, &chunk);
-      const Keys keys =
-          plan.chunks == 1 ? Keys{0, p.keys()} : Keys{chunk * kChunkKeys, (chunk + 1) * kChunkKeys};
-      f.run(rows, keys, plan.few);
+      if (!partial) {
+        f.run(rows, {0, p.keys()}, plan.few, false);
+        continue;
+      }
+      f.run(rows, {chunk * kChunkKeys, (chunk + 1) * kChunkKeys}, plan.few, true);
       for (int64_t r = 0; r < rows.count; ++r) {
-        if (plan.chunks == 1) {
-          finish(rows, r, f.out(r), f.state()[r]);
-          continue;
-        }
-        T* to = parts + (t * plan.rows + r) * row_size;
-        __builtin_memcpy(to, f.out(r), static_cast<size_t>(at.ld) * sizeof(T));
-        __builtin_memcpy(to + at.ld, f.state() + r, sizeof(State<T>));
+        __builtin_memcpy(part(t, r), f.out(r), static_cast<size_t>(at.ld) * sizeof(T));
+        part(t, r)[at.ld] = *f.most(r);
+        part(t, r)[at.ld + 1] = *f.sum(r);
       }
     }
   });
-  if (plan.chunks > 1) {
-    for (int64_t t = 0; t < plan.tasks(); t += plan.chunks) {
-      int64_t chunk;
-      const Rows<T> rows = plan.task(p, t, &chunk);
-      for (int64_t r = 0; r < rows.count; ++r) {
-        T* part = parts + (t * plan.rows + r) * row_size;
-        const int64_t stride = plan.rows * row_size;
-        finish(rows, r, part, combine_chunks(plan.chunks, at.ld, part, stride));
-      }
-    }
+  for (int64_t t = 0; partial && t < plan.tasks(); t += plan.chunks) {
+    int64_t chunk;
+    const Rows<T> rows = plan.task(p, t, &chunk);
+    const Forward<T> f{p, y, lse, at, memory};
+    for (int64_t r = 0; r < rows.count; ++r)
+      combine_chunks(plan.chunks, row_size, p.value_depth(), part(t, r), f.y_row(rows, r),
+                     f.lse_of(rows, r));
   }
   return true;
 }
@@ -499,23 +604,33 @@ struct Backward {
     const int64_t query = t.query + i, number = (t.b * p.heads() + t.h) * p.queries() + query;
     T *w = weights(i), *ds = scores(i), *factors = memory + at.factors;
     const T base = lse[number] == -std::numeric_limits<T>::infinity() ? T(0) : lse[number];
+    const vec<T> mean = splat(delta[number]);
     const Modifier<T> modify(p, t.b, t.h, query);
-    if (p.dropout != 0) {
-      for (int64_t j = range.begin; j < range.end; ++j) factors[j] = 1;
-      drop(p, number, t.key, range, factors);
+    if (p.dropout == 0 && !dmask.data && modify.is_linear() &&
+        modify.sees_all(t.key + range.begin, t.key + range.end)) {
+      for (int64_t j = range.begin; j < range.end; j += L) {
+        vec<T> score = load(w + j) * modify.factor;
+        pin(score);  // as forward rounded it
+        const vec<T> weight = weight_exp2(score - base);
+        store(w + j, weight);
+        store(ds + j, weight * p.scale * (load(ds + j) - mean));
+      }
+      return;
     }
+    for (int64_t j = range.begin; j < range.end; ++j) factors[j] = 1;
+    if (p.dropout != 0) drop(p, number, t.key, range, factors);
     T* const dm = dmask.data ? const_cast<T*>(element<T>(dmask, t.b, t.h, query)) + t.key : nullptr;
     for (int64_t j = range.begin; j < range.end; j += L) {
       vec<T> slope = splat(T(1));
-      const vec<T> weight = weight_exp(modify(load(w + j), t.key + j, &slope) - base);
-      const vec<T> factor = p.dropout != 0 ? load(factors + j) : splat(T(1));
-      const vec<T> change = fma(load(ds + j), factor, splat(-delta[number]));
+      const vec<T> score = modify(load(w + j), t.key + j, &slope);
+      const vec<T> weight = weight_exp2(score - base), factor = load(factors + j);
+      const vec<T> change = fma(load(ds + j), factor, -mean);
       const vec<T> d = select(weight == 0, vec<T>{}, weight * change);
       store(w + j, select(weight == 0, vec<T>{}, weight * factor));
       store(ds + j, d * slope * p.scale);
       if (dm) {
         const int64_t n = smaller(L, p.keys() - t.key - j);
-        store_n(dm + j, load_n(dm + j, n) + d, n);
+        store_upto(dm + j, load_upto(dm + j, n) + d, n);
       }
     }
   }
@@ -563,7 +678,8 @@ struct Backward {
   // All queries that see the keys [key, key + keys) of one key head.
   void block(int64_t b, int64_t kv_head, int64_t key, int64_t keys, const View& dk,
              const View& dv) const {
-    for (int64_t i = at.dk; i < at.factors; ++i) memory[i] = 0;
+    for (int64_t i = 0; i < keys * at.ld_key; ++i) memory[at.dk + i] = 0;
+    for (int64_t i = 0; i < keys * at.ld_value; ++i) memory[at.dv + i] = 0;
     if (key < p.length(b)) {
       pack_keys(element<T>(p.k, b, kv_head, key), p.k.strides[2], keys, p.depth(), memory);
       pack_keys(element<T>(p.v, b, kv_head, key), p.v.strides[2], keys, p.value_depth(),
