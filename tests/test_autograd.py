@@ -56,7 +56,7 @@ BINARY = {
     "lerp": lambda a, b: grebe.lerp(a, b.expand(3, 4), 0.3),
     "remainder": lambda a, b: a % (b.abs() + 1),
     "clamp": lambda a, b: a.clamp(-0.5, 0.5) * b,
-    "gelu_tanh": lambda a, b: grebe.ops.elementwise.gelu(a, "tanh") * b,
+    "gelu_tanh": lambda a, b: grebe.ops.activation.gelu(a, "tanh") * b,
 }
 
 

@@ -17,7 +17,9 @@ from .._cpu import Node, record, wrap
 from ..autograd import grad_enabled, no_grad
 from ..backend import empty
 from ..dtypes import is_floating
+from ..ops.activation import gelu, logsigmoid, softplus
 from ..ops.attention import scaled_dot_product_attention
+from ..ops.compare import where
 from ..ops.conv import (
     conv1d,
     conv2d,
@@ -27,7 +29,7 @@ from ..ops.conv import (
     conv_transpose3d,
 )
 from ..ops.dropout import dropout, dropout1d, dropout2d
-from ..ops.elementwise import clamp, gelu, logsigmoid, sigmoid, softplus, tanh, where
+from ..ops.elementwise import clamp, sigmoid, tanh
 from ..ops.embedding import check_range, embedding, embedding_bag, indices
 from ..ops.loss import (
     binary_cross_entropy,
@@ -172,21 +174,21 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     """x where x > 0, else negative_slope x."""
     if inplace:
         return _overwrite(leaky_relu, input, negative_slope)
-    return ops.elementwise.leaky_relu(input, negative_slope)
+    return ops.activation.leaky_relu(input, negative_slope)
 
 
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """x where x > 0, else alpha (eˣ - 1)."""
     if inplace:
         return _overwrite(elu, input, alpha)
-    return ops.elementwise.elu(input, alpha)
+    return ops.activation.elu(input, alpha)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """x sigmoid(x)."""
     if inplace:
         return _overwrite(silu, input)
-    return ops.elementwise.silu(input)
+    return ops.activation.silu(input)
 
 
 class Hardtanh(Node):

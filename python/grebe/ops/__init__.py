@@ -5,15 +5,18 @@ methods of Tensor; nn.functional imports the rest by name.
 """
 
 from . import (
+    compare,
     conv,
     creation,
     dropout,
     elementwise,
     indexing,
+    inplace,
     linalg,
     matmul,
     pool,
     random,
+    rare,
     reduce,
     rnn,
     shape,
@@ -22,6 +25,6 @@ from . import (
 )
 
 MODULES = (
-    conv, creation, dropout, elementwise, indexing, linalg, matmul, pool, random, reduce, rnn,
-    shape, softmax, sort,
+    compare, conv, creation, dropout, elementwise, indexing, inplace, linalg, matmul, pool, random,
+    rare, reduce, rnn, shape, softmax, sort,
 )  # fmt: skip

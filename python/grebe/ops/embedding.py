@@ -14,8 +14,9 @@ from .._cpu import Node, record, wrap
 from ..autograd import no_grad
 from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor, expect_tensor
+from .compare import where
 from .creation import arange
-from .elementwise import mul, where
+from .elementwise import mul
 from .indexing import _take
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional

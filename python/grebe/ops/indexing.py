@@ -16,7 +16,9 @@ from .._cpu import Node, TensorBase, bump, grad_enabled, record, wrap
 from ..backend import Array
 from ..backend import empty as empty_array
 from ..tensor import Tensor, assign, check_writable, expect_tensor, method, snapshot
-from .elementwise import add, check_broadcast, define_inplace, mul, unbroadcast, where
+from .compare import where
+from .elementwise import add, check_broadcast, mul, unbroadcast
+from .inplace import define_inplace
 from .shape import dimension, reshape, slice_of
 
 __all__ = [

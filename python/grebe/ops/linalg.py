@@ -21,10 +21,12 @@ from ..autograd import record_many
 from ..backend import Array
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_float, expect_tensor, method
+from .compare import eq, where
 from .creation import diag_embed, tril, triu
-from .elementwise import abs, add, div, eq, mul, neg, pow, sqrt, sub, unbroadcast, where
+from .elementwise import abs, add, div, mul, neg, sqrt, sub, unbroadcast
 from .indexing import index_select
 from .matmul import matmul
+from .rare import pow
 from .reduce import amax, amin, reduced_float, sum
 from .shape import (
     cat,

@@ -13,10 +13,10 @@ import numpy as np
 from .._cpu import Node, record
 from ..autograd import no_grad
 from ..tensor import Tensor, expect_tensor
+from .compare import where
 from .cross_entropy import check_reduction
 from .cross_entropy import cross_entropy as cross_entropy
 from .cross_entropy import nll_loss as nll_loss
-from .elementwise import where
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
 

@@ -18,7 +18,8 @@ from ..backend import Array, kernels, readable
 from ..backend import empty as empty_array
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
-from .elementwise import div, maximum, minimum, mul, sub, unbroadcast, where
+from .compare import where
+from .elementwise import div, maximum, minimum, mul, sub, unbroadcast
 from .shape import dimension, dimensions, reshape
 
 __all__ = [

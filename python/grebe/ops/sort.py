@@ -17,7 +17,8 @@ from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..backend import Array, contiguous, empty, kernels
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
-from .elementwise import add, exp, logical_xor, mul, sub, where
+from .compare import logical_xor, where
+from .elementwise import add, exp, mul, sub
 from .indexing import gather
 from .shape import cat, dimension, flip, narrow, reshape, unsqueeze
 
