@@ -4,13 +4,14 @@ They are made of plain layers only: on `torch.nn` the same files define the same
 """
 
 from .alexnet import AlexNet
-from .attention import AdditiveAttention, masked_softmax
+from .attention import AdditiveAttention, DotProductAttention, masked_softmax, nadaraya_watson
 from .densenet import DenseBlock, DenseNet
 from .googlenet import GoogLeNet, Inception
 from .initialize import apply_init, init_cnn
 from .lenet import LeNet
 from .mlp import MLP
 from .nin import NiN
+from .positions import LearnedPositionalEncoding, PositionalEncoding, RelativePositionBias
 from .resnet import Residual, ResNet, ResNet18, ResNet34, ResNet50, ResNeXt50, ResNeXtBlock
 from .rnn_lm import RNNLM
 from .seq2seq import AttentionDecoder, Seq2Seq, Seq2SeqDecoder, Seq2SeqEncoder
@@ -27,10 +28,14 @@ __all__ = [
     "AttentionDecoder",
     "DenseBlock",
     "DenseNet",
+    "DotProductAttention",
     "GoogLeNet",
     "Inception",
     "LeNet",
+    "LearnedPositionalEncoding",
     "NiN",
+    "PositionalEncoding",
+    "RelativePositionBias",
     "ResNeXt50",
     "ResNeXtBlock",
     "ResNet",
@@ -45,4 +50,5 @@ __all__ = [
     "apply_init",
     "init_cnn",
     "masked_softmax",
+    "nadaraya_watson",
 ]

@@ -1,6 +1,8 @@
-"""Attention by a small network instead of a product. D2L sections 11.3 and 11.4."""
+"""Kernel pooling, dot-product and additive attention. D2L sections 11.2 to 11.4."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from .. import Tensor, arange, nn
 
@@ -35,6 +37,113 @@ def masked_softmax(scores: Tensor, valid_lens: Tensor | None) -> Tensor:
         )
     lengths = valid_lens.reshape(batch, -1, 1)
     return nn.functional.softmax(scores.masked_fill(arange(keys) >= lengths, -1e6), -1)
+
+
+# ---- kernel pooling ----
+
+# Of the distance u in units of the kernel's width. D2L section 11.2.1.
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "boxcar": lambda u: (u.abs() < 1.0).to(u.dtype),
+    "constant": lambda u: u * 0.0 + 1.0,
+    "epanechikov": lambda u: (1.0 - u.abs()).clamp(min=0.0),
+}
+
+
+def nadaraya_watson(
+    queries: Tensor, keys: Tensor, values: Tensor, kernel: str = "gaussian", width: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The mean of the values, weighted by how near their keys are. D2L section 11.2.
+
+    ``y(q) = sum_i K(|q - k_i| / width) v_i / sum_j K(|q - k_j| / width)``; Nadaraya 1964,
+    Watson 1964.
+
+    Args:
+        queries: [Q], or [Q, d].
+        keys: [K], or [K, d].
+        values: [K], or [K, v].
+        kernel: "gaussian" exp(-u^2 / 2), "boxcar" |u| < 1, "constant" 1, or "epanechikov"
+            max(1 - |u|, 0).
+        width: of the kernel.
+
+    Returns:
+        Estimates [Q] or [Q, v], and the weights [Q, K]. Where the kernel sees no key both are 0.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown kernel, or a width that is not positive.
+    """
+    name = "nadaraya_watson"
+    fits = queries.ndim == keys.ndim and queries.shape[1:] == keys.shape[1:] and keys.ndim in (1, 2)
+    if not fits or values.ndim not in (1, 2) or values.shape[0] != keys.shape[0]:
+        raise ValueError(
+            f"{name}: expected queries [Q] or [Q, d], keys [K] or [K, d] and values [K] or [K, v], "
+            f"got {list(queries.shape)}, {list(keys.shape)} and {list(values.shape)}"
+        )
+    if (kernel != "gaussian" and kernel not in KERNELS) or not width > 0:
+        raise ValueError(
+            f"{name}: expected a positive width and a kernel of {['gaussian', *KERNELS]}, got "
+            f"{width} and {kernel!r}"
+        )
+    apart = (queries.unsqueeze(1) - keys.unsqueeze(0)) / width
+    squares = apart * apart
+    if apart.ndim == 3:
+        squares = squares.sum(-1)
+    if kernel == "gaussian":  # exp may underflow everywhere, softmax cannot
+        weights = nn.functional.softmax(squares * -0.5, -1)
+    else:
+        distances = apart.abs() if apart.ndim == 2 else squares.sqrt()
+        near = KERNELS[kernel](distances)
+        weights = near / near.sum(-1, keepdim=True).clamp(min=1e-30)
+    return weights @ values, weights
+
+
+# ---- attention ----
+
+
+class DotProductAttention(nn.Module):
+    """softmax(q . k / sqrt(d)) v. D2L section 11.3.3.
+
+    Args:
+        dropout: on the weights.
+        keep_weights: keep them in `attention_weights`; slower, for they must be held in memory.
+
+    Shape: queries [B, Q, d], keys [B, K, d], values [B, K, v], valid_lens [B] or [B, Q] (how many
+    keys count; None: all) -> [B, Q, v], 0 where no key counts.
+
+    Attributes:
+        attention_weights: of the last call, before dropout [B, Q, K]; None without keep_weights.
+    """
+
+    attention_weights: Tensor | None = None
+
+    def __init__(self, dropout: float = 0.0, keep_weights: bool = False) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.keep_weights = keep_weights
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, valid_lens: Tensor | None = None
+    ) -> Tensor:
+        lengths = mask = None
+        if valid_lens is not None:
+            batch, count = queries.shape[:2]
+            if tuple(valid_lens.shape) not in ((batch,), (batch, count)):
+                raise ValueError(
+                    f"DotProductAttention: expected valid_lens [{batch}] or [{batch}, {count}], "
+                    f"got {list(valid_lens.shape)}"
+                )
+            lengths = valid_lens if valid_lens.ndim == 1 else None
+            if lengths is None:
+                mask = (arange(keys.shape[1]) < valid_lens.unsqueeze(-1)).unsqueeze(1)
+        result = nn.functional.scaled_dot_product_attention(
+            queries.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1), mask,
+            self.dropout.p if self.training else 0.0, key_lengths=lengths,
+            need_weights=self.keep_weights,
+        )  # fmt: skip
+        if self.keep_weights:
+            self.attention_weights = result[1].detach().squeeze(1)
+            result = result[0]
+        output: Tensor = result.squeeze(1)
+        return output
 
 
 class AdditiveAttention(nn.Module):

@@ -80,7 +80,7 @@ class Options:
 # ---- the kernel ----
 
 
-def _dense_rows(array: Array) -> Array:
+def dense_rows(array: Array) -> Array:
     """`array`, or a copy if its last dimension is not dense."""
     dense = array.shape[-1] <= 1 or array.strides[-1] == array.itemsize
     odd = any(s % array.itemsize for s in array.strides)
@@ -89,7 +89,7 @@ def _dense_rows(array: Array) -> Array:
     return contiguous(array.copy() if odd else array)
 
 
-def _empty_rows(like: Array, size: int) -> Array:
+def empty_rows(like: Array, size: int) -> Array:
     """[B, H, L, size] with heads and positions in memory in the order of `like`."""
     b, h, n, _ = like.shape
     if like.strides[1] < like.strides[2]:
@@ -110,15 +110,15 @@ class Attention(Node):
                 return composite(q, k, v, mask, options)[0]
 
             return gradients_of(output, (query, key, value, mask), self.edges, grad)
-        q, k, v = (_dense_rows(t.array) for t in (query, key, value))
-        dq, dk, dv = (_empty_rows(x, x.shape[-1]) for x in (q, k, v))
+        q, k, v = (dense_rows(t.array) for t in (query, key, value))
+        dq, dk, dv = (empty_rows(x, x.shape[-1]) for x in (q, k, v))
         additive = mask is not None and mask.array.dtype != bool and self.edges[3] is not None
         dmask = None
         if additive:
             dmask = empty(mask.array.shape, q.dtype, q)
             dmask.fill(0)
         kernels(q).attention_backward(
-            _dense_rows(grad.array), q, k, v, mask_array(mask), options.lengths, options.slopes,
+            dense_rows(grad.array), q, k, v, mask_array(mask), options.lengths, options.slopes,
             y.array, lse, dq, dk, dv, dmask, *options.arguments(),
         )  # fmt: skip
         return wrap(dq), wrap(dk), wrap(dv), None if dmask is None else wrap(dmask)
@@ -140,14 +140,14 @@ def gradients_of(
 
 
 def mask_array(mask: Tensor | None) -> Array | None:
-    return None if mask is None else _dense_rows(mask.array)
+    return None if mask is None else dense_rows(mask.array)
 
 
 def _fused(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
 ) -> Tensor:
-    q, k, v = (_dense_rows(t.array) for t in (query, key, value))
-    y = _empty_rows(q, v.shape[-1])
+    q, k, v = (dense_rows(t.array) for t in (query, key, value))
+    y = empty_rows(q, v.shape[-1])
     lse = empty(q.shape[:3], q.dtype, q)
     kernels(q).attention(q, k, v, mask_array(mask), options.lengths, options.slopes, y, lse,
                          *options.arguments())  # fmt: skip
