@@ -162,15 +162,30 @@ def test_output_keeps_the_order_of_heads_and_positions() -> None:
     assert sdpa(q, k, v).transpose(1, 2).is_contiguous()
 
 
-def test_bfloat16() -> None:
-    wide = inputs(2, 2, 2, 40, 70, 16, 16, np.float32)
-    narrow = [x.detach().to(grebe.bfloat16).requires_grad_() for x in wide]
-    y = sdpa(*narrow, is_causal=True)
-    assert y.dtype == grebe.bfloat16
-    want = sdpa(*(x.detach().float() for x in narrow), is_causal=True)
-    assert np.abs((y.float() - want).detach().numpy()).max() < 0.02
-    y.float().sum().backward()
-    assert all(x.grad.dtype == grebe.bfloat16 for x in narrow)
+@pytest.mark.parametrize("dtype", [grebe.bfloat16, grebe.float16])
+@pytest.mark.parametrize(
+    "shape", [(4, 40, 70, 16, 16), (2, 40, 301, 17, 33), (2, 1, 1100, 40, 8), (4, 5, 31, 9, 7)]
+)
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "causal_offset": 29}, {"mask": True}])
+def test_half_precision(dtype: Any, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    g, n, s, d, e = shape
+    options = dict(options)
+    narrow = [x.detach().to(dtype).requires_grad_() for x in inputs(2, 4, g, n, s, d, e)]
+    wide = [x.detach().double().requires_grad_() for x in narrow]
+    if options.pop("mask", False):
+        mask = heads(n, s, seed=8).detach().to(dtype)
+        y = sdpa(*narrow, mask, enable_gqa=True)
+        want = sdpa(*wide, mask.double(), enable_gqa=True)
+    else:
+        y, want = (sdpa(*leaves, enable_gqa=True, **options) for leaves in (narrow, wide))
+    assert y.dtype == dtype
+    bound = 2e-2 if dtype == grebe.bfloat16 else 2e-3
+    np.testing.assert_allclose(y.detach().double().numpy(), want.detach().numpy(), bound, bound)
+    y.double().sum().backward()
+    want.sum().backward()
+    for a, b in zip(narrow, wide, strict=True):
+        assert a.grad.dtype == dtype
+        np.testing.assert_allclose(a.grad.double().numpy(), b.grad.numpy(), bound, 4 * bound)
 
 
 def test_memory_grows_with_the_length() -> None:

@@ -20,6 +20,7 @@
 // Which keys, chunks and orders: by shapes alone, so that results do not depend on threads.
 // Floor: 2 L S (D + Dv) flops forward and 2.5 times that backward (half of it if causal) at the peak
 // of the multiply-add units; for one query the bytes of K and V. Measured: docs/kernels/attention.md.
+#include "bf16.h"
 #include "gemm.h"
 #include "philox.h"
 #include "rows.h"
@@ -32,6 +33,8 @@ constexpr int64_t kBackwardQueries = 96, kBackwardKeys = 192;  // multiples of k
 constexpr int64_t kFewRows = 6, kChunkKeys = 1024;
 constexpr int64_t kBackwardTasks = 8;  // heads are cut in chunks of keys to have at least so many
 constexpr int64_t kDropoutGroup = 64;  // keys that share a call of philox_group
+template <class T>
+constexpr int64_t kStripSize = kBlockKeys + lanes<T>;  // of a row of scores
 
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t round_to(int64_t n, int64_t unit) { return divide_up(n, unit) * unit; }
@@ -47,8 +50,23 @@ struct Keys {
   Keys within(int64_t low, int64_t high) const { return {larger(begin, low), smaller(end, high)}; }
 };
 
-template <class T>
+// E: float, double or bf16; T: what sums and scores are; M: what products take.
+template <class E>
+struct OperandOf {
+  using type = E;
+};
+template <>
+struct OperandOf<bf16> {
+  using type = Bf16Operand;
+};
+template <class E>
+using operand_of = typename OperandOf<E>::type;
+template <class E>
+constexpr bool kConverts = !std::is_same_v<E, operand_of<E>>;
+
+template <class E>
 struct Problem {
+  using T = sum_of<E>;
   View q, k, v, mask;  // [B, H, L, D], [B, Hk, S, D], [B, Hk, S, Dv], [B, H, L, S]; dense last
   const int64_t* lengths;  // of the keys of each batch item, or nullptr
   const T* slopes;  // of each head, or nullptr
@@ -96,35 +114,35 @@ struct RowScale {
       for (int v = 0; v < V; ++v) x[i][v] = x[i][v] * scales[i];
   }
 };
-template <class T, int R, int V, bool kMasked>
-[[gnu::noinline]] void product_tile(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
+template <class M, int R, int V, bool kMasked, class T = sum_of<M>>
+[[gnu::noinline]] void product_tile(int64_t k, const M* a, int64_t a_row, int64_t a_k, const M* b,
                                     int64_t b_k, int64_t n, T* c, int64_t ldc, T beta,
                                     const T* scales) {
   vec<T> acc[R][V] = {};
-  multiply_add<T, R, V, kMasked>(k, a, a_row, a_k, b, b_k, n - (V - 1) * lanes<T>, acc);
+  multiply_add<M, R, V, kMasked>(k, a, a_row, a_k, b, b_k, n - (V - 1) * lanes<T>, acc);
   finish_tile(acc, c, ldc, n, Stage<T>{beta, true}, 0, 0, RowScale<T>{scales});
 }
-template <class T, int R, int V = kVectors, class... Args>
-inline void product_cols(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_k,
+template <class M, int R, int V = kVectors, class T = sum_of<M>>
+inline void product_cols(int64_t k, const M* a, int64_t a_row, int64_t a_k, const M* b, int64_t b_k,
                          int64_t n, T* c, int64_t ldc, T beta, const T* scales) {
   if constexpr (V > 1)
     if (n <= (V - 1) * lanes<T>)
-      return product_cols<T, R, V - 1>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
+      return product_cols<M, R, V - 1>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
   if (n % lanes<T> == 0)
-    product_tile<T, R, V, false>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
+    product_tile<M, R, V, false>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
   else
-    product_tile<T, R, V, true>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
+    product_tile<M, R, V, true>(k, a, a_row, a_k, b, b_k, n, c, ldc, beta, scales);
 }
 // Any number of columns.
-template <class T>
-void product(int64_t rows, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
+template <class M, class T = sum_of<M>>
+void product(int64_t rows, int64_t n, int64_t k, const M* a, int64_t a_row, int64_t a_k, const M* b,
              int64_t b_k, T* c, int64_t ldc, T beta, const T* scales = nullptr) {
   const int64_t vectors = divide_up(n, lanes<T>), panels = divide_up(vectors, kVectors);
   with_rows(rows, [&](auto count) {
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t begin = vectors * p / panels * lanes<T>;
       const int64_t stop = smaller(n, vectors * (p + 1) / panels * lanes<T>);
-      product_cols<T, count>(k, a, a_row, a_k, b + begin, b_k, stop - begin, c + begin, ldc, beta,
+      product_cols<M, count>(k, a, a_row, a_k, b + begin, b_k, stop - begin, c + begin, ldc, beta,
                              scales);
     }
   });
@@ -149,14 +167,14 @@ void pack_keys(const T* rows, int64_t stride, int64_t count, int64_t depth, T* p
 }
 // scores[i][begin...end) of `rows` rows with packed keys; begin is a multiple of lanes, and up to
 // lanes - 1 more are written.
-template <class T>
-void panel_scores(int64_t rows, const T* q, int64_t q_row, int64_t depth, const T* panels,
+template <class M, class T = sum_of<M>>
+void panel_scores(int64_t rows, const M* q, int64_t q_row, int64_t depth, const M* panels,
                   Keys range, T* scores, int64_t ld) {
   with_rows(rows, [&](auto count) {
     for (int64_t j = range.begin; j < range.end;) {
-      const int64_t in_panel = j % kCols<T>, stop = smaller(range.end, j - in_panel + kCols<T>);
-      product_cols<T, count>(depth, q, q_row, 1, panels + (j - in_panel) * depth + in_panel,
-                             kCols<T>, round_to(stop - j, lanes<T>), scores + j, ld, T(0),
+      const int64_t in_panel = j % kCols<M>, stop = smaller(range.end, j - in_panel + kCols<M>);
+      product_cols<M, count>(depth, q, q_row, 1, panels + (j - in_panel) * depth + in_panel,
+                             kCols<M>, round_to(stop - j, lanes<T>), scores + j, ld, T(0),
                              static_cast<const T*>(nullptr));
       j = stop;
     }
@@ -206,7 +224,8 @@ struct Modifier {
   const uint8_t* kept = nullptr;
   int64_t keys;
 
-  Modifier(const Problem<T>& p, int64_t b, int64_t h, int64_t query)
+  template <class E>
+  Modifier(const Problem<E>& p, int64_t b, int64_t h, int64_t query)
       : visible(p.visible(b, query)),
         scale(p.scale),
         factor(p.scale * static_cast<T>(kLog2e)),
@@ -260,8 +279,8 @@ struct Modifier {
 };
 
 // p of one row, keys [range), times 0 or 1 / (1 - dropout). row: number of (b, h, query).
-template <class T>
-void drop(const Problem<T>& p, int64_t row, int64_t key, Keys range, T* weights) {
+template <class E, class T>
+void drop(const Problem<E>& p, int64_t row, int64_t key, Keys range, T* weights) {
   alignas(64) uint32_t words[kDropoutGroup];
   // Words below are dropped, as in `dropout`; where all are, by the factor.
   const uint32_t least = p.dropout < 1 ? static_cast<uint32_t>(p.dropout * 0x1p32) : 0;
@@ -283,13 +302,13 @@ void drop(const Problem<T>& p, int64_t row, int64_t key, Keys range, T* weights)
 // ---- forward ----
 
 // Consecutive queries of a head, or one query of consecutive heads.
-template <class T>
+template <class E>
 struct Rows {
   int64_t b, h, query, count;
   bool across_heads;
   int64_t head(int64_t r) const { return h + (across_heads ? r : 0); }
   int64_t at(int64_t r) const { return query + (across_heads ? 0 : r); }
-  const T* row(const View& x, int64_t r) const { return element<T>(x, b, head(r), at(r)); }
+  const E* row(const View& x, int64_t r) const { return element<E>(x, b, head(r), at(r)); }
   int64_t stride(const View& x) const { return x.strides[across_heads ? 1 : 2]; }
 };
 
@@ -299,26 +318,53 @@ vec<T> log2_of_sum(vec<T> most, vec<T> sum) {
   return select(sum == 0, none, most + log2(sum));
 }
 
-template <class T>
+// Rows of `depth` elements as operands of the scores, densely.
+template <class E, class M>
+void convert_rows(const E* rows, int64_t stride, int64_t count, int64_t depth, M* to) {
+  for (int64_t i = 0; i < count; ++i)
+    convert_along(to + i * operand_depth(depth), rows + i * stride, 1, depth);
+}
+#if defined(__AVX512BF16__)
+inline void convert_rows(const bf16* rows, int64_t stride, int64_t count, int64_t depth,
+                         float* to) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t d = 0; d < depth; d += lanes<float>) {
+      const int64_t n = smaller(lanes<float>, depth - d);
+      store_upto(to + i * depth + d, load_widened(rows + i * stride + d, n), n);
+    }
+}
+#endif
+
+template <class E>
 struct Workspace {
-  int64_t ld, panels, strip, out, most, sum, size;  // offsets in elements
-  explicit Workspace(const Problem<T>& p) {
+  using T = sum_of<E>;
+  int64_t depth, ld, panels, strip, out, most, sum, queries, keys, values, weights;
+  int64_t size;  // offsets in elements of T, which are as large as those of M
+  explicit Workspace(const Problem<E>& p) {
+    depth = kConverts<E> ? operand_depth(p.depth()) : p.depth();
     ld = round_to(p.value_depth(), lanes<T>);
     panels = 0;
-    strip = panels + kBlockKeys * p.depth();
-    out = round_to(strip + kRows * (kBlockKeys + lanes<T>), 64);
+    strip = panels + kBlockKeys * depth;
+    out = round_to(strip + kRows * kStripSize<T>, 64);
     most = out + kBlockQueries * ld;
     sum = most + kBlockQueries;
-    size = round_to(sum + kBlockQueries, 64);
+    queries = round_to(sum + kBlockQueries, 64);
+    keys = queries + (kConverts<E> ? kBlockQueries * p.depth() : 0);
+    values = round_to(keys + (kConverts<E> ? kBlockKeys * p.depth() : 0), 64);
+    weights = values + (kConverts<E> ? kBlockKeys * ld : 0);
+    size = round_to(weights + (kConverts<E> ? kRows * kStripSize<T> : 0), 64);
   }
 };
 
-template <class T>
+template <class E>
 struct Forward {
-  const Problem<T>& p;
+  using T = sum_of<E>;
+  using M = operand_of<E>;
+  static constexpr bool kPairs = !std::is_same_v<M, T>;
+  const Problem<E>& p;
   const View& y;
   T* lse;
-  const Workspace<T>& at;
+  const Workspace<E>& at;
   T* memory;
 
   T* out(int64_t r) const { return memory + at.out + r * at.ld; }
@@ -329,8 +375,8 @@ struct Forward {
   // Products of R rows become weights in place, 0 outside `range`. All rows go through each step
   // together: a row alone would leave the processor waiting for its maximum and its sum.
   template <int R>
-  void softmax_rows(const Rows<T>& rows, int64_t r, int64_t key, Keys range, T* x) const {
-    constexpr int64_t L = lanes<T>, ld = kBlockKeys + lanes<T>;
+  void softmax_rows(const Rows<E>& rows, int64_t r, int64_t key, Keys range, T* x) const {
+    constexpr int64_t L = lanes<T>, ld = kStripSize<T>;
     vec<T> high[R], total[R];
     T scale[R], base[R];
     for (int i = 0; i < R; ++i) {
@@ -384,38 +430,117 @@ struct Forward {
     for (int64_t d = 0; d < at.ld; d += lanes<T>) store(out(r) + d, load(out(r) + d) * factor);
   }
 
-  Keys seen(const Rows<T>& rows, int64_t r, int64_t n) const {  // by any of these rows
+  Keys seen(const Rows<E>& rows, int64_t r, int64_t n) const {  // by any of these rows
     return {p.visible(rows.b, rows.at(r)).begin, p.visible(rows.b, rows.at(r + n - 1)).end};
   }
 
-  // Adds the keys [range) of the block at `key`; `keys` are all that count for these rows.
-  void strip(const Rows<T>& rows, int64_t r, int64_t n, int64_t key, Keys range, Keys keys,
-             bool few, bool partial) const {
-    constexpr int64_t ld = kBlockKeys + lanes<T>;
-    T* const x = memory + at.strip;
-    const T* q = rows.row(p.q, r);
+  // ---- operands: where they are, or converted ----
+
+  T* buffer(int64_t offset) const { return memory + offset; }
+  M* operands(int64_t offset) const { return reinterpret_cast<M*>(memory + offset); }
+
+  // Queries once per task.
+  void take_queries(const Rows<E>& rows, bool few) const {
+    if constexpr (kConverts<E>) {
+      if (few)
+        convert_rows(rows.row(p.q, 0), rows.stride(p.q), rows.count, p.depth(), buffer(at.queries));
+      else
+        convert_rows(rows.row(p.q, 0), rows.stride(p.q), rows.count, p.depth(),
+                     operands(at.queries));
+    }
+  }
+  // Keys and values once per block.
+  void take_block(const Rows<E>& rows, int64_t key, int64_t n, bool few) const {
     const int64_t kv_head = rows.h / p.group();
+    const E* k = element<E>(p.k, rows.b, kv_head, key);
+    if constexpr (kConverts<E>) {
+      take_values(element<E>(p.v, rows.b, kv_head, key), n);
+      if (few) return convert_rows(k, p.k.strides[2], n, p.depth(), buffer(at.keys));
+      convert_rows(k, p.k.strides[2], n, p.depth(), operands(at.keys));
+      pack_keys(operands(at.keys), at.depth, n, at.depth, operands(at.panels));
+    } else if (!few) {
+      pack_keys(k, p.k.strides[2], n, p.depth(), buffer(at.panels));
+    }
+  }
+  void take_values(const bf16* v, int64_t n) const {
+    constexpr int64_t step = kPairs ? 2 : 1;
+    for (int64_t j = 0; j < n; j += step) {
+      const bf16* row = v + j * p.v.strides[2];
+      convert_across(operands(at.values) + j / step * at.ld, row,
+                     j + 1 < n ? row + p.v.strides[2] : nullptr, p.value_depth());
+    }
+  }
+
+  void strip_scores(const Rows<E>& rows, int64_t r, int64_t n, int64_t key, Keys range,
+                    bool few) const {
+    T* const x = buffer(at.strip);
+    if constexpr (kConverts<E>) {
+      if (few)
+        dot_scores(n, buffer(at.queries) + r * p.depth(), p.depth(), p.depth(), buffer(at.keys),
+                   p.depth(), range, x, kStripSize<T>);
+      else
+        panel_scores(n, operands(at.queries) + r * at.depth, at.depth, at.depth,
+                     operands(at.panels), range, x, kStripSize<T>);
+    } else if (few) {
+      dot_scores(n, rows.row(p.q, r), rows.stride(p.q), p.depth(),
+                 element<T>(p.k, rows.b, rows.h / p.group(), key), p.k.strides[2], range, x,
+                 kStripSize<T>);
+    } else {
+      panel_scores(n, rows.row(p.q, r), rows.stride(p.q), p.depth(), buffer(at.panels), range, x,
+                   kStripSize<T>);
+    }
+  }
+
+  // to = (to +) weights times values, times `factors`.
+  void add_values(const Rows<E>& rows, int64_t n, int64_t key, Keys range, T* to, int64_t ld,
+                  bool first, const T* factors) const {
+    T* const x = buffer(at.strip) + range.begin;
+    const int64_t count = range.end - range.begin;
+    if constexpr (kPairs) {
+      bf16* const narrow = reinterpret_cast<bf16*>(memory + at.weights);
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < count; j += lanes<T>)
+          store_narrowed(narrow + 2 * i * kStripSize<T> + j, load(x + i * kStripSize<T> + j),
+                         lanes<T>);
+      product(n, p.value_depth(), divide_up(count, 2), operands(at.weights), kStripSize<T>, 1,
+              operands(at.values) + range.begin / 2 * at.ld, at.ld, to, ld, T(!first), factors);
+    } else if constexpr (kConverts<E>) {
+      product(n, p.value_depth(), count, x, kStripSize<T>, 1,
+              operands(at.values) + range.begin * at.ld, at.ld, to, ld, T(!first), factors);
+    } else {
+      product(n, p.value_depth(), count, x, kStripSize<T>, 1,
+              element<E>(p.v, rows.b, rows.h / p.group(), key + range.begin), p.v.strides[2], to,
+              ld, T(!first), factors);
+    }
+  }
+
+  // ---- the walk ----
+
+  // Adds the keys [range) of the block at `key`; `keys` are all that count for these rows.
+  void strip(const Rows<E>& rows, int64_t r, int64_t n, int64_t key, Keys range, Keys keys,
+             bool few, bool partial) const {
     const bool first = key + range.begin == keys.begin, last = key + range.end == keys.end;
     range.begin = range.begin / lanes<T> * lanes<T>;
-    if (few)
-      dot_scores(n, q, rows.stride(p.q), p.depth(), element<T>(p.k, rows.b, kv_head, key),
-                 p.k.strides[2], range, x, ld);
-    else
-      panel_scores(n, q, rows.stride(p.q), p.depth(), memory + at.panels, range, x, ld);
+    strip_scores(rows, r, n, key, range, few);
     if (first) forget(r, n);
-    with_rows(n, [&](auto count) { softmax_rows<count>(rows, r, key, range, x); });
-    const bool finish = last && !partial;
+    with_rows(n, [&](auto count) { softmax_rows<count>(rows, r, key, range, buffer(at.strip)); });
     T factors[kRows];
-    if (finish)
-      for (int64_t i = 0; i < n; ++i) factors[i] = *sum(r + i) == 0 ? T(0) : 1 / *sum(r + i);
-    const bool whole = first && finish;
-    product(n, p.value_depth(), range.end - range.begin, x + range.begin, ld, 1,
-            element<T>(p.v, rows.b, kv_head, key + range.begin), p.v.strides[2],
-            whole ? y_row(rows, r) : out(r), whole ? rows.stride(y) : at.ld, T(!first),
-            finish ? factors : nullptr);
-    if (!whole && finish)
-      for (int64_t i = r; i < r + n; ++i)
-        __builtin_memcpy(y_row(rows, i), out(i), static_cast<size_t>(p.value_depth()) * sizeof(T));
+    for (int64_t i = 0; i < n; ++i) factors[i] = *sum(r + i) == 0 ? T(0) : 1 / *sum(r + i);
+    const bool finish = last && !partial;
+    if constexpr (!kConverts<E>) {
+      if (first && finish)  // nothing to add to or to add later
+        return add_values(rows, n, key, range, y_row(rows, r), rows.stride(y), true, factors);
+    }
+    add_values(rows, n, key, range, out(r), at.ld, first, finish ? factors : nullptr);
+    for (int64_t i = r; finish && i < r + n; ++i) store_row(out(i), y_row(rows, i));
+  }
+  void store_row(const T* from, E* to) const {
+    const int64_t n = p.value_depth();
+    if constexpr (std::is_same_v<E, T>)
+      __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+    else
+      for (int64_t d = 0; d < n; d += lanes<T>)
+        store_narrowed(to + d, load(from + d), smaller(lanes<T>, n - d));
   }
   void forget(int64_t r, int64_t n) const {
     for (int64_t i = r; i < r + n; ++i) {
@@ -423,17 +548,16 @@ struct Forward {
       *sum(i) = 0;
     }
   }
-  T* y_row(const Rows<T>& rows, int64_t r) const { return const_cast<T*>(rows.row(y, r)); }
+  E* y_row(const Rows<E>& rows, int64_t r) const { return const_cast<E*>(rows.row(y, r)); }
 
   // y and lse of all rows; if they are partial, only out and state, for the keys [keys).
-  void run(const Rows<T>& rows, Keys keys, bool few, bool partial) const {
-    const int64_t strips = divide_up(rows.count, kRows), kv_head = rows.h / p.group();
+  void run(const Rows<E>& rows, Keys keys, bool few, bool partial) const {
+    const int64_t strips = divide_up(rows.count, kRows);
     const Keys all = seen(rows, 0, rows.count).within(keys.begin, keys.end);
+    take_queries(rows, few);
     for (int64_t key = all.begin / kBlockKeys * kBlockKeys; key < all.end; key += kBlockKeys) {
       const int64_t stop = smaller(all.end, key + kBlockKeys);
-      if (!few)
-        pack_keys(element<T>(p.k, rows.b, kv_head, key), p.k.strides[2], stop - key, p.depth(),
-                  memory + at.panels);
+      take_block(rows, key, stop - key, few);
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t r = rows.count * s / strips, n = rows.count * (s + 1) / strips - r;
         const Keys mine = seen(rows, r, n).within(keys.begin, keys.end);
@@ -450,31 +574,31 @@ struct Forward {
   }
 
   // Rows that see no key.
-  void clear(const Rows<T>& rows, int64_t r, int64_t n, bool partial) const {
+  void clear(const Rows<E>& rows, int64_t r, int64_t n, bool partial) const {
     forget(r, n);
     for (int64_t i = r; i < r + n; ++i) {
       for (int64_t d = 0; d < at.ld; ++d) out(i)[d] = 0;
-      for (int64_t d = 0; d < p.value_depth() && !partial; ++d) y_row(rows, i)[d] = 0;
+      for (int64_t d = 0; d < p.value_depth() && !partial; ++d) y_row(rows, i)[d] = E{};
     }
   }
   // Rows follow each other in lse, also across heads.
-  T* lse_of(const Rows<T>& rows, int64_t r) const {
+  T* lse_of(const Rows<E>& rows, int64_t r) const {
     return lse + (rows.b * p.heads() + rows.head(r)) * p.queries() + rows.at(r);
   }
-  void store_lse(const Rows<T>& rows) const {
+  void store_lse(const Rows<E>& rows) const {
     for (int64_t r = 0; r < rows.count; r += lanes<T>)
       store_upto(lse_of(rows, r), log2_of_sum<T>(load(most(r)), load(sum(r))), rows.count - r);
   }
 };
 
 // The tasks of the forward pass.
-template <class T>
+template <class E>
 struct ForwardPlan {
   bool few, across_heads;
   int64_t rows, blocks, chunks;  // of a head or group: rows, blocks of them, chunks of keys
   int64_t units;
 
-  explicit ForwardPlan(const Problem<T>& p) {
+  explicit ForwardPlan(const Problem<E>& p) {
     across_heads = p.queries() == 1;
     rows = across_heads ? p.group() : p.queries();
     few = rows <= kFewRows;
@@ -485,20 +609,21 @@ struct ForwardPlan {
   int64_t tasks() const { return units * blocks * chunks; }
 
   // Late blocks first: causal ones have most work.
-  Rows<T> task(const Problem<T>& p, int64_t t, int64_t* chunk) const {
+  Rows<E> task(const Problem<E>& p, int64_t t, int64_t* chunk) const {
     *chunk = t % chunks;
     const int64_t block = blocks - 1 - t / chunks % blocks, unit = t / chunks / blocks;
     const int64_t heads = across_heads ? p.kv_heads() : p.heads();
     const int64_t begin = rows * block / blocks, count = rows * (block + 1) / blocks - begin;
     const int64_t head = unit % heads * (across_heads ? p.group() : 1);
-    return across_heads ? Rows<T>{unit / heads, head + begin, 0, count, true}
-                        : Rows<T>{unit / heads, head, begin, count, false};
+    return across_heads ? Rows<E>{unit / heads, head + begin, 0, count, true}
+                        : Rows<E>{unit / heads, head, begin, count, false};
   }
 };
 
-// y and lse of a row from its chunks: each its sums, most and sum, `stride` apart.
+// A row and its lse from its chunks: each its out, most and sum, `stride` apart.
+// The first one's `out` becomes the row.
 template <class T>
-void combine_chunks(int64_t chunks, int64_t stride, int64_t n, const T* parts, T* y, T* lse) {
+void combine_chunks(int64_t chunks, int64_t stride, T* parts, T* lse) {
   const int64_t ld = stride - 2;
   auto most = [&](int64_t c) { return parts[c * stride + ld]; };
   auto sum = [&](int64_t c) { return parts[c * stride + ld + 1]; };
@@ -508,19 +633,18 @@ void combine_chunks(int64_t chunks, int64_t stride, int64_t n, const T* parts, T
   auto factor = [&](int64_t c) { return weight_exp2(splat(most(c) - high))[0]; };
   for (int64_t c = 0; c < chunks; ++c)
     if (sum(c) != 0) total += sum(c) * factor(c);
-  for (int64_t d = 0; d < n; ++d) y[d] = 0;
   for (int64_t c = 0; c < chunks; ++c) {
-    if (sum(c) == 0) continue;
-    const T share = factor(c) / total;
-    for (int64_t d = 0; d < n; ++d) y[d] += parts[c * stride + d] * share;
+    const T share = sum(c) == 0 ? T(0) : factor(c) / total;
+    for (int64_t d = 0; d < ld; ++d)
+      parts[d] = (c ? parts[d] : T(0)) + (share != 0 ? parts[c * stride + d] * share : T(0));
   }
   *lse = log2_of_sum<T>(splat(high), splat(total))[0];
 }
 
-template <class T>
-bool forward(const Problem<T>& p, const View& y, T* lse) {
-  const ForwardPlan<T> plan(p);
-  const Workspace<T> at(p);
+template <class E, class T = sum_of<E>>
+bool forward(const Problem<E>& p, const View& y, T* lse) {
+  const ForwardPlan<E> plan(p);
+  const Workspace<E> at(p);
   const int64_t work = p.batch() * p.heads() * p.queries() * p.keys() * p.depth();
   const int threads = work < kParallelWork ? 1 : num_threads();
   const bool partial = plan.chunks > 1;
@@ -535,12 +659,12 @@ bool forward(const Problem<T>& p, const View& y, T* lse) {
   };
   int64_t next = 0;
   parallel_region(threads, [&](int thread, int) {
-    const Forward<T> f{p, y, lse, at, memory + at.size * thread};
+    const Forward<E> f{p, y, lse, at, memory + at.size * thread};
     for (;;) {
       const int64_t t = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
       if (t >= plan.tasks()) return;
       int64_t chunk;
-      const Rows<T> rows = plan.task(p, t, &chunk);
+      const Rows<E> rows = plan.task(p, t, &chunk);
       if (!partial) {
         f.run(rows, {0, p.keys()}, plan.few, false);
         continue;
@@ -555,11 +679,12 @@ bool forward(const Problem<T>& p, const View& y, T* lse) {
   });
   for (int64_t t = 0; partial && t < plan.tasks(); t += plan.chunks) {
     int64_t chunk;
-    const Rows<T> rows = plan.task(p, t, &chunk);
-    const Forward<T> f{p, y, lse, at, memory};
-    for (int64_t r = 0; r < rows.count; ++r)
-      combine_chunks(plan.chunks, row_size, p.value_depth(), part(t, r), f.y_row(rows, r),
-                     f.lse_of(rows, r));
+    const Rows<E> rows = plan.task(p, t, &chunk);
+    const Forward<E> f{p, y, lse, at, memory};
+    for (int64_t r = 0; r < rows.count; ++r) {
+      combine_chunks(plan.chunks, row_size, part(t, r), f.lse_of(rows, r));
+      f.store_row(part(t, r), f.y_row(rows, r));
+    }
   }
   return true;
 }
@@ -814,8 +939,9 @@ inline View broadcast(View x) {
 
 }  // namespace
 
-#define GREBE_PROBLEM(T)                                                                      \
-  const Problem<T> p {                                                                        \
+#define GREBE_PROBLEM(E)                                                                      \
+  using T = sum_of<E>;                                                                        \
+  const Problem<E> p {                                                                        \
     q, k, v, broadcast(mask), data<int64_t>(lengths), data<T>(slopes), static_cast<T>(scale), \
         static_cast<T>(softcap), first, end, shift, dropout, static_cast<uint64_t>(seed),     \
         static_cast<uint64_t>(offset)                                                         \
@@ -826,6 +952,10 @@ bool attention(In q, In k, In v, OptIn mask, OptIn lengths, OptIn slopes, Out y,
                double dropout, int64_t seed, int64_t offset) {
   if (q.dtype == DType::kFloat32) {
     GREBE_PROBLEM(float);
+    return forward(p, y, data<float>(lse));
+  }
+  if (q.dtype == DType::kBFloat16) {
+    GREBE_PROBLEM(bf16);
     return forward(p, y, data<float>(lse));
   }
   GREBE_PROBLEM(double);

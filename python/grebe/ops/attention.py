@@ -97,6 +97,11 @@ def empty_rows(like: Array, size: int) -> Array:
     return empty((b, h, n, size), like.dtype, like)
 
 
+def wide(array: Array) -> Array:
+    """`array`, bfloat16 as float32: backward has no kernel for it."""
+    return wrap(array).to(np.float32).array if is_half(array.dtype) else array
+
+
 class Attention(Node):
     """dS = P (dP - sum(P dP)) with dP = dY V^T; dQ = scale dS K, dK = scale dS^T Q, dV = P^T dY."""
 
@@ -110,7 +115,7 @@ class Attention(Node):
                 return composite(q, k, v, mask, options)[0]
 
             return gradients_of(output, (query, key, value, mask), self.edges, grad)
-        q, k, v = (dense_rows(t.array) for t in (query, key, value))
+        q, k, v, g, out = (dense_rows(wide(t.array)) for t in (query, key, value, grad, y))
         dq, dk, dv = (empty_rows(x, x.shape[-1]) for x in (q, k, v))
         additive = mask is not None and mask.array.dtype != bool and self.edges[3] is not None
         dmask = None
@@ -118,10 +123,11 @@ class Attention(Node):
             dmask = empty(mask.array.shape, q.dtype, q)
             dmask.fill(0)
         kernels(q).attention_backward(
-            dense_rows(grad.array), q, k, v, mask_array(mask), options.lengths, options.slopes,
-            y.array, lse, dq, dk, dv, dmask, *options.arguments(),
+            g, q, k, v, mask_array(mask), options.lengths, options.slopes, out, lse, dq, dk, dv,
+            dmask, *options.arguments(),
         )  # fmt: skip
-        return wrap(dq), wrap(dk), wrap(dv), None if dmask is None else wrap(dmask)
+        gq, gk, gv = (wrap(x).to(query.dtype) for x in (dq, dk, dv))
+        return gq, gk, gv, None if dmask is None else wrap(dmask)
 
 
 def gradients_of(
@@ -139,6 +145,10 @@ def gradients_of(
     return tuple(result)
 
 
+def score_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float32) if is_half(dtype) else dtype
+
+
 def mask_array(mask: Tensor | None) -> Array | None:
     return None if mask is None else dense_rows(mask.array)
 
@@ -148,7 +158,7 @@ def _fused(
 ) -> Tensor:
     q, k, v = (dense_rows(t.array) for t in (query, key, value))
     y = empty_rows(q, v.shape[-1])
-    lse = empty(q.shape[:3], q.dtype, q)
+    lse = empty(q.shape[:3], score_dtype(q.dtype), q)
     kernels(q).attention(q, k, v, mask_array(mask), options.lengths, options.slopes, y, lse,
                          *options.arguments())  # fmt: skip
     saved = (query, key, value, mask, y, lse, options)
@@ -175,6 +185,9 @@ def composite(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Output and weights (before dropout) from differentiable ops; arrays as for the kernel."""
+    dtype = query.array.dtype
+    if is_half(dtype):
+        query, key, value = (t.to(np.float32) for t in (query, key, value))
     group = query.shape[1] // max(key.shape[1], 1)
     if group > 1:
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -194,7 +207,8 @@ def composite(
         scores = scores.masked_fill(wrap(hidden), -math.inf)
     dead = wrap((scores.array == -math.inf).all(-1, keepdims=True))
     weights = softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, 0.0)
-    return matmul(_dropped(weights, options), value), weights
+    output = matmul(_dropped(weights, options), value)
+    return output.to(dtype), weights.to(dtype)
 
 
 def _dropped(weights: Tensor, options: Options) -> Tensor:
@@ -373,24 +387,24 @@ def scaled_dot_product_attention(
     _check_shapes(q, k, v, enable_gqa)
     check_p(name, dropout_p)
     n, s, lead = q.shape[-2], k.shape[-2], q.shape[:-2]
-    if is_half(q.dtype):
-        query, key, value = (t.to(np.float32) for t in (query, key, value))
-        if attn_mask is not None and attn_mask.array.dtype == q.dtype:
+    if q.dtype == np.float16:
+        halves = [t.to(np.float32) for t in (query, key, value)]
+        if attn_mask is not None and attn_mask.array.dtype == np.float16:
             attn_mask = attn_mask.to(np.float32)
         result = scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+            halves[0], halves[1], halves[2], attn_mask, dropout_p, is_causal, scale, enable_gqa,
             key_lengths=key_lengths, causal_offset=causal_offset, window=window,
             score_mod=score_mod, need_weights=need_weights,
         )  # fmt: skip
-        if need_weights:
-            return result[0].to(q.dtype), result[1].to(q.dtype)
-        return result.to(q.dtype)
+        return tuple(t.to(q.dtype) for t in result) if need_weights else result.to(q.dtype)
     before, behind = _window(window)
     first = -n if before is None else causal_offset - before
     end = s if behind is None else causal_offset + behind + 1
     if is_causal:
         end = min(end, causal_offset + 1)
     mask = None if attn_mask is None else _mask_of_four(attn_mask, query, n, s)
+    if mask is not None and is_half(mask.array.dtype):
+        mask = mask.to(np.float32)
     query = _to_four(query, lead)
     batch, heads = query.shape[:2]
     kv_lead = (*lead[:-1], k.shape[-3]) if enable_gqa else lead
@@ -399,7 +413,7 @@ def scaled_dot_product_attention(
     options = Options(
         1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale),
         score_mod.cap if isinstance(score_mod, SoftCap) else 0.0,
-        _slopes(score_mod, heads, q.dtype),
+        _slopes(score_mod, heads, score_dtype(q.dtype)),
         _lengths(key_lengths, batch),
         first, end, causal_offset, float(dropout_p), *stream,
     )  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 from .._cpu import Node, grad_enabled, record, wrap
 from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor
-from .attention import Options, composite, gradients_of, mask_array
+from .attention import Options, composite, gradients_of, mask_array, score_dtype, wide
 from .random import default_generator
 from .softmax import is_half
 
@@ -74,19 +74,20 @@ class MultiheadAttention(Node):
                 return layout.joined(composite(q, k, v, inputs[-1], options)[0])
 
             return gradients_of(output, (*sources, mask), self.edges, grad)
-        arrays = [contiguous(s.array) for s in sources]
+        arrays = [contiguous(wide(s.array)) for s in sources]
         gradients = [empty(a.shape, a.dtype, a) for a in arrays]
         heads = Layout((1,), layout.heads, layout.batch_first)
-        (dy,), (out,) = heads.arrays([contiguous(grad.array)]), heads.arrays([y.array])
+        (dy,), (out,) = heads.arrays([contiguous(wide(grad.array))]), heads.arrays([wide(y.array)])
         dmask = None
         if mask is not None and mask.array.dtype != bool and self.edges[-1] is not None:
-            dmask = empty(mask.array.shape, y.array.dtype, y.array)
+            dmask = empty(mask.array.shape, dy.dtype, dy)
             dmask.fill(0)
         kernels(dy).attention_backward(
             dy, *layout.arrays(arrays), mask_array(mask), options.lengths, options.slopes, out, lse,
             *layout.arrays(gradients), dmask, *options.arguments(),
         )  # fmt: skip
-        return (*map(wrap, gradients), None if dmask is None else wrap(dmask))
+        narrow = [wrap(g).to(y.dtype) for g in gradients]
+        return (*narrow, None if dmask is None else wrap(dmask))
 
 
 def _unpacked(saved: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -118,10 +119,10 @@ def multihead_attention(
         [B, L, E] or [L, B, E], and the weights [B, H, L, S] before dropout, or None.
     """
     dtype = sources[0].array.dtype
-    if is_half(dtype):
+    if mask is not None and is_half(mask.array.dtype):
+        mask = mask.to(np.float32)
+    if dtype == np.float16:
         sources = [s.to(np.float32) for s in sources]
-        if mask is not None and mask.array.dtype == dtype:
-            mask = mask.to(np.float32)
         y, weights = multihead_attention(
             sources, layout, mask, lengths, is_causal, dropout_p, need_weights
         )
@@ -138,7 +139,7 @@ def multihead_attention(
         output, weights = composite(query, key, value, mask, options)
         return layout.joined(output), weights
     y_array = empty((b, n, h * d) if layout.batch_first else (n, b, h * d), dtype, q)
-    lse = empty((b, h, n), dtype, q)
+    lse = empty((b, h, n), score_dtype(dtype), q)
     (out,) = Layout((1,), h, layout.batch_first).arrays([y_array])
     kernels(q).attention(q, k, v, mask_array(mask), lengths, None, out, lse, *options.arguments())
     saved = (*sources, mask, y_array, lse, options, layout)
