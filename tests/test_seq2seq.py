@@ -12,7 +12,7 @@ import grebe
 import grebe.nn.functional as F
 from grebe import nn, optim
 from grebe.models import RNNLM, AdditiveAttention, Seq2Seq, masked_softmax
-from grebe.models.rnn_lm import pick
+from grebe.models.sampling import pick
 
 PAD, BOS, EOS = 0, 1, 2
 

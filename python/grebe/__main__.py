@@ -14,6 +14,7 @@ MODELS = (
     "resnet34", "resnet50", "resnext50", "densenet",
 )  # fmt: skip
 TEXT_MODELS = ("char-lm", "seq2seq")
+TRANSFORMERS = ("gpt",)
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad")
 
 
@@ -67,6 +68,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _probability(text: str) -> float:
+    value = _positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, got {text!r}")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line.
 
@@ -84,8 +92,8 @@ def parser() -> argparse.ArgumentParser:
         "keeps the last complete epoch. An option of another kind of model is an error.",
         argument_default=argparse.SUPPRESS,
     )
-    train.add_argument("model", metavar="MODEL", choices=MODELS + TEXT_MODELS,
-                       help=", ".join(MODELS + TEXT_MODELS))  # fmt: skip
+    train.add_argument("model", metavar="MODEL", choices=MODELS + TEXT_MODELS + TRANSFORMERS,
+                       help=", ".join(MODELS + TEXT_MODELS + TRANSFORMERS))  # fmt: skip
     _add_common(train)
     _add_images(train.add_argument_group("images"))
     _add_texts(train.add_argument_group("texts"))
@@ -127,6 +135,8 @@ def _add_common(train: argparse.ArgumentParser) -> None:
         choices=OPTIMIZERS,
         help=f"{', '.join(OPTIMIZERS)} (default: the model's)",
     )
+    train.add_argument("--accumulate", metavar="N", type=_integer(1, 10**6), help="make one update "
+                       "from the gradients of N batches (default: 1)")  # fmt: skip
     train.add_argument("--threads", metavar="N", type=_integer(1, 1024), help="default: all cores")
     train.add_argument("--seed", metavar="N", type=_integer(0, 2**63 - 1),
                        help="of initial weights and order (default: 0)")  # fmt: skip
@@ -158,6 +168,8 @@ def _add_texts(group: Any) -> None:
                        "(default: 1; seq2seq 2)")  # fmt: skip
     group.add_argument("--dropout", metavar="P", type=_share, help="between layers, and on "
                        "attention weights (default: 0; seq2seq 0.2)")  # fmt: skip
+    group.add_argument("--heads", metavar="N", type=_integer(1, 1024), help="Transformers: heads "
+                       "of each attention (default: 4)")  # fmt: skip
     group.add_argument("--num-steps", metavar="N", type=steps, help="tokens per window (default: "
                        "35), or per sentence, the rest being cut off (default: 12)")  # fmt: skip
     group.add_argument("--clip", metavar="X", type=_positive, help="largest norm of the gradient "
@@ -186,6 +198,10 @@ def _add_generate(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--temperature", metavar="X", type=_from_zero, help="char-lm: 0 takes "
                           "the likeliest character, 1 draws by the model's own probabilities "
                           "(default: 0.8)")  # fmt: skip
+    generate.add_argument("--top-k", metavar="N", type=_integer(1, 10**6), help="gpt: draw among "
+                          "the N likeliest only")  # fmt: skip
+    generate.add_argument("--top-p", metavar="P", type=_probability, help="gpt: draw among the "
+                          "fewest likeliest that have the probability P together")  # fmt: skip
     generate.add_argument("--seed", metavar="N", type=_integer(0, 2**63 - 1), help="char-lm: of "
                           "the draws (default: another each time)")  # fmt: skip
     generate.add_argument("--beam", metavar="N", type=_integer(1, 1000), help="seq2seq: sentences "
@@ -201,6 +217,10 @@ def _train(given: dict[str, Any]) -> int:
             from . import train_text
 
             run = train_text.make_run(given)
+        elif given["model"] in TRANSFORMERS:
+            from . import train_transformer
+
+            run = train_transformer.make_run(given)
         else:
             from . import train
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from typing import Any
 
+from . import _cpu
 from ._cpu import wrap
-from .models import RNNLM, Seq2Seq
+from .models import GPT, RNNLM, GPTConfig, Seq2Seq
 from .runner import UsageError, one_line
 from .serialization import load_file
 from .text import BOS, EOS, Vocab, clean, clean_sentence, encode_sentences
 
-_OPTIONS = {"char-lm": {"length", "temperature", "seed"}, "seq2seq": {"beam"}}
+_SAMPLING = {"length", "temperature", "seed"}
+_OPTIONS = {"char-lm": _SAMPLING, "seq2seq": {"beam"}, "gpt": _SAMPLING | {"top_k", "top_p"}}
 
 
 def generate(folder: str, prompt: str, **options: Any) -> str:
@@ -21,8 +25,10 @@ def generate(folder: str, prompt: str, **options: Any) -> str:
     Args:
         folder: with model.safetensors and result.json.
         prompt: a text, or a sentence to translate.
-        options: for a language model length (200), temperature (0.8) and seed (None); for a
-            translator beam (4).
+        options: for a language model length (200), temperature (0.8) and seed (None), for GPT also
+            top_k and top_p (None); for a translator beam (4).
+
+    How many tokens a language model makes in a second goes to stderr.
 
     Raises:
         UsageError: no usable model, an empty prompt, or an option of the other kind of model.
@@ -32,7 +38,7 @@ def generate(folder: str, prompt: str, **options: Any) -> str:
     for name in options:
         if name not in _OPTIONS[model]:
             raise UsageError(f"--{name} does not belong to {model}, the model in {folder!r}")
-    work = _continue if model == "char-lm" else _translate
+    work = _translate if model == "seq2seq" else _continue
     try:
         return work(folder, result, prompt, **options)
     except UsageError:
@@ -69,14 +75,24 @@ def _continue(
     length: int = 200,
     temperature: float = 0.8,
     seed: int | None = None,
+    **options: Any,
 ) -> str:
     text = prompt if result["raw"] else clean(prompt)
     if not text.strip():
         raise UsageError(f"--prompt: expected at least one letter, got {prompt!r}")
     vocab = Vocab.from_list(result["vocab"])
-    net = _loaded(RNNLM(**result["net"]), folder)
-    added = net.generate(vocab[list(text)], length, temperature, seed)
-    return text + "".join(vocab.to_tokens(added))
+    net = _language_model(folder, result)
+    start = time.perf_counter()
+    added = net.generate(vocab[list(text)], length, temperature, seed=seed, **options)
+    speed = length / (time.perf_counter() - start)
+    text += "".join(vocab.to_tokens(added))
+    print(f"{speed:,.0f} tokens/s, {_cpu.num_threads()} threads", file=sys.stderr)
+    return text
+
+
+def _language_model(folder: str, result: dict[str, Any]) -> Any:
+    net = result["net"]
+    return _loaded(RNNLM(**net) if result["model"] == "char-lm" else GPT(GPTConfig(**net)), folder)
 
 
 def _translate(folder: str, result: dict[str, Any], prompt: str, beam: int = 4) -> str:

@@ -56,6 +56,7 @@ class BaseConfig:
     threads: int | None = None
     seed: int = 0
     out: str | None = None
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class BaseRun(ABC):
         self.rng = np.random.default_rng(config.seed)
         self.net = build()
         self.optimizer = OPTIMIZERS[plan.optimizer](self.net.parameters(), lr=plan.lr)
+        self.step = Stepper(self.net, self.optimizer, None, config.accumulate)
         self.history: dict[str, list[float]] = {"loss": [], "seconds": []}
         self.weights: dict[str, NDArray[Any]] | None = None
 
@@ -185,6 +187,7 @@ class BaseRun(ABC):
         with _progress(title, self.size) as report:
             start = time.perf_counter()
             values = self.train(report)
+            self.step.flush()
             seconds = time.perf_counter() - start
         values.update(self.evaluate())
         weights = {name: t.array.copy() for name, t in self.net.state_dict().items()}
@@ -235,6 +238,7 @@ class BaseRun(ABC):
             "optimizer": plan.optimizer,
             "lr": plan.lr,
             "batch_size": plan.batch_size,
+            "accumulate": self.config.accumulate,
             "seed": self.config.seed,
             "threads": _cpu.num_threads(),
             "isa": _cpu.isa(),
@@ -266,21 +270,71 @@ class BaseRun(ABC):
         print(f"curve in {path}")
 
 
-def step(net: Module, optimizer: Any, loss: Any, seen: int, clip: float | None = None) -> float:
-    """Backward and update, the gradient cut to the norm `clip`; the loss as a number.
+class Stepper:
+    """Backward and update, every `accumulate` batches one update.
 
-    Raises:
-        Diverged: it is none. `seen` says in the message after how many samples.
+    Args:
+        net: its parameters' gradients are used.
+        optimizer: over them; its learning rates are those of the peak.
+        clip: the gradient is cut to this norm; None: it is not.
+        accumulate: the mean gradient of so many batches makes an update.
+        factor: of the learning rate, for update 0, 1, ...; None: 1.
     """
-    optimizer.zero_grad()
-    loss.backward()
-    if clip is not None:
-        grebe.nn.utils.clip_grad_norm_(net.parameters(), clip)
-    optimizer.step()
-    value = float(loss.array)
-    if not math.isfinite(value):
-        raise Diverged(f"the loss became {value} after {seen} samples; try a smaller --lr")
-    return value
+
+    def __init__(
+        self,
+        net: Module,
+        optimizer: Any,
+        clip: float | None = None,
+        accumulate: int = 1,
+        factor: Callable[[int], float] | None = None,
+    ) -> None:
+        self.net, self.optimizer, self.clip = net, optimizer, clip
+        self.accumulate, self.factor = accumulate, factor
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.updates = self.waiting = 0
+
+    def __call__(self, loss: Any, seen: int) -> float:
+        """Backward, and the update if it is its turn; the loss as a number.
+
+        Raises:
+            Diverged: it is none. `seen` says in the message after how many samples.
+        """
+        if not self.waiting:
+            self.optimizer.zero_grad()
+        (loss if self.accumulate == 1 else loss / self.accumulate).backward()
+        self.waiting += 1
+        if self.waiting == self.accumulate:
+            self.flush()
+        value = float(loss.array)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss became {value} after {seen} samples; try a smaller --lr")
+        return value
+
+    def flush(self) -> None:
+        """The update by the batches that wait for more, if there are any."""
+        if not self.waiting:
+            return
+        if self.clip is not None:
+            grebe.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        if self.factor is not None:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * self.factor(self.updates)
+        self.optimizer.step()
+        self.updates += 1
+        self.waiting = 0
+
+
+def warm_cosine(warm: int, total: int, least: float = 0.1) -> Callable[[int], float]:
+    """A factor that rises for `warm` updates to 1, then falls as a cosine to `least` at `total`."""
+
+    def factor(update: int) -> float:
+        if update < warm:
+            return (update + 1) / warm
+        share = min(1.0, (update - warm) / max(1, total - warm))
+        return least + (1 - least) * (1 + math.cos(math.pi * share)) / 2
+
+    return factor
 
 
 def one_line(error: BaseException) -> str:

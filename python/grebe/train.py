@@ -25,7 +25,16 @@ from .backend import empty
 from .datasets import MNIST, Digits, FashionMNIST, IDXImages, ImageDataset, Resize
 from .nn.functional import cross_entropy
 from .nn.modules.module import Module
-from .runner import BaseConfig, BaseRun, Report, UsageError, make_config, make_plan, one_line, step
+from .runner import (
+    BaseConfig,
+    BaseRun,
+    Report,
+    Stepper,
+    UsageError,
+    make_config,
+    make_plan,
+    one_line,
+)
 from .tensor import Tensor
 from .utils.data.dataset import take
 
@@ -223,7 +232,7 @@ def _build(model: str, data: Data) -> Module:
 
 def train_epoch(
     net: Module,
-    optimizer: Any,
+    step: Stepper,
     part: Part,
     batch_size: int,
     order: NDArray[np.int64],
@@ -236,7 +245,7 @@ def train_epoch(
         rows = order[start : start + batch_size]
         target = take(labels, rows)
         logits = net(part.batch(rows))
-        value = step(net, optimizer, cross_entropy(logits, target), seen)
+        value = step(cross_entropy(logits, target), seen)
         n = len(rows)
         seen += n
         total += value * n
@@ -296,7 +305,7 @@ class Run(BaseRun):
     def train(self, report: Report) -> dict[str, float]:
         order = self.rng.permutation(self.size)
         loss, accuracy = train_epoch(
-            self.net, self.optimizer, self.data.train, self.plan.batch_size, order, report
+            self.net, self.step, self.data.train, self.plan.batch_size, order, report
         )
         return {"loss": loss, "train_accuracy": accuracy}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,9 +20,9 @@ from ._cpu import wrap
 from .datasets import read_pairs, read_prose, read_text
 from .metrics import bleu
 from .models import RNNLM, Seq2Seq
-from .models.rnn_lm import evaluation
+from .models.sampling import evaluation
 from .nn.functional import cross_entropy
-from .runner import BaseConfig, BaseRun, Report, UsageError, make_config, make_plan, one_line, step
+from .runner import BaseConfig, BaseRun, Report, UsageError, make_config, make_plan, one_line
 from .tensor import Tensor
 from .text import (
     BOS,
@@ -93,20 +93,21 @@ class CharLMRun(BaseRun):
         "train_perplexity": ("C1--", "training perplexity"),
         "test_perplexity": ("C2-", "held-out perplexity"),
     }
+    partition: ClassVar[Any] = SequentialPartition
+    recipe: ClassVar[tuple[str, float]] = ("adam", 2e-3)
 
-    def __init__(self, config: CharLMConfig) -> None:
+    def __init__(self, config: Any) -> None:
         """Load everything; raises UsageError or ValueError before anything is trained."""
-        if config.dropout and config.layers == 1:
-            raise UsageError("--dropout stands between layers: it needs --layers 2 or more")
+        self.check(config)
         name = config.data or "prose"
-        content = read_prose() if name == "prose" else _file(name)
+        content = read_prose() if name == "prose" else text_of_file(name)
         tokens = tokenize(content if config.raw else clean(content))
         cut = len(tokens) * 9 // 10
         self.vocab = Vocab(tokens[:cut])
         self.held_out = self.vocab.encode(tokens[cut:])
-        plan = make_plan(config, name, ("adam", 2e-3), 10, 32)
+        plan = make_plan(config, name, self.recipe, 10, 32)
         try:
-            self.batches = SequentialPartition(
+            self.batches = self.partition(
                 self.vocab.encode(tokens[:cut]), plan.batch_size, config.num_steps, config.seed
             )
         except ValueError:
@@ -116,16 +117,46 @@ class CharLMRun(BaseRun):
             ) from None
         if len(self.held_out) < 2:
             raise UsageError(f"--data {name}: no characters are left for the test")
-        self.net_options: dict[str, Any] = {
+        self.net_options = self.options_of_net(config)
+        self.raw, self.prompt = config.raw, _first_words(tokens[cut:])
+        super().__init__(config, plan, name, self.build)
+        self.step.clip = config.clip
+        self.history.update(train_perplexity=[], test_perplexity=[])
+
+    # ---- what depends on the model ----
+
+    def check(self, config: Any) -> None:
+        """UsageError for options that do not fit together."""
+        if config.dropout and config.layers == 1:
+            raise UsageError("--dropout stands between layers: it needs --layers 2 or more")
+
+    def options_of_net(self, config: Any) -> dict[str, Any]:
+        """What the network is made from."""
+        return {
             "vocab_size": len(self.vocab),
             "num_hiddens": config.hidden,
             "kind": config.cell,
             "num_layers": config.layers,
             "dropout": config.dropout,
         }
-        self.clip, self.raw, self.prompt = config.clip, config.raw, _first_words(tokens[cut:])
-        super().__init__(config, plan, name, lambda: RNNLM(**self.net_options))
-        self.history.update(train_perplexity=[], test_perplexity=[])
+
+    def build(self) -> Any:
+        """The network."""
+        return RNNLM(**self.net_options)
+
+    def losses(self) -> Iterator[tuple[Tensor, int]]:
+        """Of an epoch's batches the loss, and of how many tokens it is the mean."""
+        state = None
+        for x, y in self.batches:
+            logits, state = self.net(x, state)
+            state = _detached(state)
+            yield _token_loss(logits, y), y.array.size
+
+    def perplexity(self) -> float:
+        """Of the held-out text."""
+        return held_out_perplexity(self.net, self.held_out)
+
+    # ---- epochs ----
 
     def describe(self) -> str:
         return (
@@ -135,22 +166,19 @@ class CharLMRun(BaseRun):
 
     @property
     def size(self) -> int:
-        return len(self.batches) * self.batches.batch_size * self.batches.num_steps
+        return int(len(self.batches) * self.batches.batch_size * self.batches.num_steps)
 
     def train(self, report: Report) -> dict[str, float]:
-        seen, total, state = 0, 0.0, None
-        for x, y in self.batches:
-            logits, state = self.net(x, state)
-            state = _detached(state)
-            value = step(self.net, self.optimizer, _token_loss(logits, y), seen, self.clip)
-            n = y.array.size
+        seen, total = 0, 0.0
+        for loss, n in self.losses():
+            value = self.step(loss, seen)
             seen += n
             total += value * n
             report(n, loss=total / seen, perplexity=_exp(total / seen))
         return {"loss": total / seen, "train_perplexity": _exp(total / seen)}
 
     def evaluate(self) -> dict[str, float]:
-        return {"test_perplexity": held_out_perplexity(self.net, self.held_out)}
+        return {"test_perplexity": self.perplexity()}
 
     def headline(self, values: dict[str, float]) -> str:
         return (
@@ -160,7 +188,7 @@ class CharLMRun(BaseRun):
 
     def sample(self) -> None:
         net: Any = self.net
-        tokens = net.generate(self.vocab[list(self.prompt)], 60, 0.5, self.config.seed)
+        tokens = net.generate(self.vocab[list(self.prompt)], 60, 0.5, seed=self.config.seed)
         text = "".join(self.vocab.to_tokens(tokens)).replace("\n", " ")
         print(f"  {self.prompt}|{text}", flush=True)
 
@@ -175,7 +203,7 @@ class CharLMRun(BaseRun):
             "vocab": self.vocab.idx_to_token,
             "raw": self.raw,
             "num_steps": self.batches.num_steps,
-            "clip": self.clip,
+            "clip": self.step.clip,
         }
 
 
@@ -217,7 +245,8 @@ def _first_words(tokens: list[str]) -> str:
     return " ".join(words[1:4])[:40] or "".join(tokens[:1])
 
 
-def _file(name: str) -> str:
+def text_of_file(name: str) -> str:
+    """Of the file `name`; UsageError if there is none."""
     if not os.path.isfile(name):
         raise UsageError(f"--data: expected prose or a text file, got {name!r}")
     return read_text(name)
@@ -254,7 +283,7 @@ class Seq2SeqRun(BaseRun):
         special = [PAD, BOS, EOS]
         self.source_vocab = Vocab([s for s, _ in train], config.min_freq, special)
         self.target_vocab = Vocab([t for _, t in train], config.min_freq, special)
-        self.steps, self.clip = config.num_steps, config.clip
+        self.steps = config.num_steps
         self.source = encode_sentences([s for s, _ in train], self.source_vocab, self.steps)
         self.target = encode_sentences(
             [t for _, t in train], self.target_vocab, self.steps + 1, bos=True
@@ -271,6 +300,7 @@ class Seq2SeqRun(BaseRun):
         }
         plan = make_plan(config, config.data, ("adam", 2e-3), 20, 64)
         super().__init__(config, plan, config.data, lambda: Seq2Seq(**self.net_options))
+        self.step.clip = config.clip
         self.history.update(test_bleu=[])
 
     @staticmethod
@@ -304,7 +334,7 @@ class Seq2SeqRun(BaseRun):
             logits = self.net(source, lengths, target[:, :-1])
             labels = target[:, 1:].flatten()
             loss = cross_entropy(logits.flatten(0, 1), labels, ignore_index=pad)
-            value = step(self.net, self.optimizer, loss, pairs, self.clip)
+            value = self.step(loss, pairs)
             n = int(np.count_nonzero(labels.array != pad))
             pairs, tokens, total = pairs + len(rows), tokens + n, total + value * n
             report(len(rows), loss=total / tokens)
@@ -351,7 +381,7 @@ class Seq2SeqRun(BaseRun):
             "source_vocab": self.source_vocab.idx_to_token,
             "target_vocab": self.target_vocab.idx_to_token,
             "num_steps": self.steps,
-            "clip": self.clip,
+            "clip": self.step.clip,
         }
 
 

@@ -78,6 +78,17 @@ def test_language_model(kind: str) -> None:
     assert ours.generate(prefix, 20, 0.9, 5) == theirs.generate(prefix, 20, 0.9, 5)
 
 
+def test_gpt() -> None:
+    tokens = np.random.default_rng(0).integers(0, 11, (3, 9))
+    ours, theirs = (
+        models.GPT(models.GPTConfig(11, 16, 24, 3, 4, dropout=0.0)).double()
+        for models in map(models_of, (grebe, torch))
+    )
+    _same_loss_and_gradients(ours, theirs, [tokens[:, :-1].copy()], tokens[:, 1:].copy())
+    for how in ((), (0.9, 5, None, 1), (0.9, None, 0.7, 1)):
+        assert ours.generate([3, 1, 4], 40, *how) == theirs.generate([3, 1, 4], 40, *how)
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
 def test_seq2seq(attention: bool, bidirectional: bool) -> None:

@@ -7,6 +7,7 @@ from .alexnet import AlexNet
 from .attention import AdditiveAttention, DotProductAttention, masked_softmax, nadaraya_watson
 from .densenet import DenseBlock, DenseNet
 from .googlenet import GoogLeNet, Inception
+from .gpt import GPT, GPTConfig
 from .initialize import apply_init, init_cnn
 from .lenet import LeNet
 from .mlp import MLP
@@ -19,6 +20,7 @@ from .softmax_regression import SoftmaxRegression
 from .vgg import VGG, VGG11
 
 __all__ = [
+    "GPT",
     "MLP",
     "RNNLM",
     "VGG",
@@ -29,6 +31,7 @@ __all__ = [
     "DenseBlock",
     "DenseNet",
     "DotProductAttention",
+    "GPTConfig",
     "GoogLeNet",
     "Inception",
     "LeNet",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import Tensor, from_numpy, nn
-from ..autograd import no_grad
+from .sampling import evaluation, pick
 
 RECURRENT: dict[str, Any] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -82,24 +80,3 @@ class RNNLM(nn.Module):
                 tokens = [pick(logits[0, -1].numpy(), temperature, rng)]
                 added += tokens
         return added
-
-
-@contextlib.contextmanager
-def evaluation(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the mode is what it was."""
-    training = net.training
-    net.eval()
-    try:
-        with no_grad():
-            yield
-    finally:
-        net.train(training)
-
-
-def pick(logits: NDArray[Any], temperature: float, rng: np.random.Generator) -> int:
-    """The likeliest of the logits [V], or with a temperature above 0 one drawn at random."""
-    if temperature == 0:
-        return int(logits.argmax())
-    scaled = (logits.astype(np.float64) - logits.max()) / temperature
-    cumulated = np.exp(scaled).cumsum()
-    return int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import Tensor, cat, from_numpy, nn, stack
 from .attention import AdditiveAttention
-from .rnn_lm import evaluation
+from .sampling import evaluation
 
 
 class State(NamedTuple):

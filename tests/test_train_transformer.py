@@ -1,0 +1,104 @@
+"""The command line on Transformers: their files, samples and errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import grebe
+from grebe.__main__ import main
+from grebe.runner import Stepper, warm_cosine
+from test_train import result
+
+SMALL = ["--hidden", "16", "--layers", "1", "--heads", "2", "--threads", "1", "--out", "o"]
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text("The quick brown Fox; it jumps over the lazy dog. " * 60)
+
+
+def train(*arguments: str) -> int:
+    return main(["train", *arguments, *SMALL])
+
+
+GPT = ["gpt", "--data", "t.txt", "--num-steps", "16", "--batch-size", "4"]
+
+
+def test_gpt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(*GPT, "--epochs", "6", "--lr", "0.01", "--dropout", "0") == 0
+    printed = capsys.readouterr().out
+    got = result(Path("o"))
+    assert f"perplexity of the held-out text: {got['perplexity']:.3f}" in printed
+    assert printed.count("|") == 6
+    assert got["perplexity"] == got["test_perplexity"][-1] < 2.5
+    assert got["net"]["n_positions"] == 16
+    generate = ["generate", "o", "--prompt", "The quick", "--length", "30"]
+    for options in (["--temperature", "0"], ["--top-k", "3", "--seed", "1"], ["--top-p", "0.5"]):
+        assert main([*generate, *options]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.startswith("the quick ")
+        assert len(captured.out) == 9 + 30 + 1
+        assert "tokens/s" in captured.err
+
+
+def test_accumulation_is_one_update_of_larger_batches() -> None:
+    common = ("--epochs", "1", "--dropout", "0", "--optimizer", "sgd", "--seed", "3")
+    assert train(*GPT, *common, "--accumulate", "3") == 0
+    assert result(Path("o"))["accumulate"] == 3
+
+    weights = []
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    for accumulate in (1, 3):
+        grebe.manual_seed(0)
+        net = grebe.nn.Linear(4, 2)
+        step = Stepper(net, grebe.optim.SGD(net.parameters(), lr=0.1), 0.5, accumulate)
+        for part in np.split(x, accumulate):
+            step((net(grebe.from_numpy(part)) ** 2).mean(), 0)
+        assert step.updates == 1
+        weights.append(net.weight.detach().numpy())
+    np.testing.assert_allclose(*weights, atol=1e-6)
+
+
+def test_leftover_batches_make_an_update() -> None:
+    net = grebe.nn.Linear(2, 1)
+    step = Stepper(net, grebe.optim.SGD(net.parameters(), lr=0.1), None, 2)
+    for expected in (0, 1, 1):
+        step(net(grebe.ones(1, 2)).sum(), 0)
+        assert step.updates == expected
+    step.flush()
+    step.flush()
+    assert step.updates == 2
+
+
+def test_learning_rate() -> None:
+    factor = warm_cosine(4, 24, 0.1)
+    assert [factor(i) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factor(14) == pytest.approx(0.55)
+    assert factor(24) == factor(99) == pytest.approx(0.1)
+    net = grebe.nn.Linear(2, 1)
+    step = Stepper(net, grebe.optim.SGD(net.parameters(), lr=2.0), factor=factor)
+    step(net(grebe.ones(1, 2)).sum(), 0)
+    assert step.optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpt", "--heads", "3"], "--hidden must be divisible by --heads, got 128 and 3"),
+        (["gpt", "--cell", "gru"], "--cell does not belong to gpt"),
+        (["gpt", "--data", "nowhere"], "prose or a text file, got 'nowhere'"),
+        (["gpt", "--data", "t.txt", "--batch-size", "5000"], "try a smaller --batch-size"),
+        (["lenet", "--heads", "2"], "--heads does not belong to lenet"),
+    ],
+)
+def test_wrong_options(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
