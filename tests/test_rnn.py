@@ -128,8 +128,14 @@ def test_kernel(mode: str, case: Any, reverse: bool, dtype: Any) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_threads_do_not_change_a_bit(mode: str, reverse: bool) -> None:
-    for sizes, inputs, size in [([40, 39, 7], 5, 80), ([4, 4, 2], 3, 300)]:
-        arrays = draw(mode, sizes, inputs, size, np.float32)
+    for sizes, inputs, size, dtype in [
+        ([40, 39, 7], 5, 80, grebe.float32),
+        ([4, 4, 2], 3, 300, grebe.float32),
+        ([140, 130], 4, 300, grebe.float32),
+        ([40, 39, 8], 6, 300, grebe.bfloat16),
+    ]:
+        drawn = draw(mode, sizes, inputs, size, np.float32)
+        arrays = [grebe.tensor(a, dtype=dtype).numpy() for a in drawn]
         results = []
         for threads in (1, 2):
             grebe.set_num_threads(threads)
@@ -178,6 +184,16 @@ def test_numerical_gradients(mode: str, check: Any) -> None:
         assert check(lambda a, b, c, *w: recurrent(a, b, c, w, steps), (x, h0, c0, *weights))
     else:
         assert check(lambda a, b, *w: recurrent(a, b, None, w, steps), (x, h0, *weights))
+
+
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
+def test_numerical_gradients_with_projection(check: Any) -> None:
+    arrays = draw("LSTM", [3, 2], 2, 3)
+    arrays[1], arrays[4] = arrays[1][:, :2], arrays[4][:, :2]
+    arrays.append(np.random.default_rng(2).standard_normal((2, 3)))
+    leaves = [grebe.tensor(a, requires_grad=True) for a in arrays]
+    steps = Steps.of_sizes([3, 2], "LSTM")
+    assert check(lambda a, b, c, *w: recurrent(a, b, c, w[:4], steps, w[4]), leaves)
 
 
 def test_states_that_depend_on_the_input() -> None:
@@ -259,13 +275,62 @@ def test_dropout_between_layers_only_in_training() -> None:
     assert not (layer(x)[0] == layer(x * 0 + 7)[0]).all()
 
 
-def test_half_precision_runs_in_float32() -> None:
-    layer = nn.LSTM(3, 4)
-    x = grebe.randn(5, 2, 3)
-    want, _ = layer(x)
-    got, (h, _) = layer.to(grebe.bfloat16)(x.to(grebe.bfloat16))
-    assert got.dtype == h.dtype == grebe.bfloat16
-    np.testing.assert_allclose(got.detach().float(), want.detach(), atol=0.05)
+# Sequences per step, sizes: even and at least 8 sequences (products of pairs, where the machine has
+# them), or not (float32 and back).
+HALF_CASES = [
+    ([8, 8], 2, 2),
+    ([9, 8, 7], 4, 18),
+    ([40, 24], 6, 64),
+    ([50, 40, 13], 28, 130),
+    ([8, 8, 8], 5, 16),
+    ([7, 7], 4, 16),
+    ([12], 4, 16),
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", HALF_CASES, ids=lambda c: f"{c[0][0]}x{len(c[0])},{c[1]},{c[2]}")
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16(mode: str, case: Any, reverse: bool) -> None:
+    sizes, inputs, size = case
+    arrays = draw(mode, sizes, inputs, size, np.float32)
+    half = [grebe.tensor(a).to(grebe.bfloat16).numpy() for a in arrays]
+    wide = [a.astype(np.float64) for a in half]
+    got, grads = run(recurrent, mode, sizes, reverse, half)
+    want, wanted = run(composite, mode, sizes, reverse, wide)
+    for a, b in zip(got + grads, want + wanted, strict=True):
+        assert a.dtype == half[0].dtype
+        # By norms: a relu unit that rounding switches changes single elements by much.
+        assert np.linalg.norm(a.astype(np.float64) - b) <= 0.05 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("projected", [1, 16, 34, 126])
+@pytest.mark.parametrize("sizes", [[1], [7, 5, 5, 1], [50, 40, 13]], ids=str)
+def test_projection(sizes: list[int], projected: int, reverse: bool, dtype: str) -> None:
+    size, rng = 130, np.random.default_rng(2)
+    arrays = draw("LSTM", sizes, 4, size)
+    arrays[1], arrays[4] = arrays[1][:, :projected], arrays[4][:, :projected]
+    arrays.append(rng.standard_normal((projected, size)) * size**-0.5)
+    given = [grebe.tensor(a, dtype=getattr(grebe, dtype)).numpy() for a in arrays]
+
+    def call(function: Any, values: list[Any]) -> tuple[list[Any], list[Any]]:
+        def with_projection(x: Any, h: Any, c: Any, weights: Any, steps: Any) -> Any:
+            return function(x, h, c, weights[:4], steps, weights[4])
+
+        return run(with_projection, "LSTM", sizes, reverse, values)
+
+    want = sum(call(composite, [a.astype(np.float64) for a in given]), [])
+    bound = {"float32": 200 * 1.2e-7, "float64": 200 * 2.3e-16, "bfloat16": 0.03}[dtype]
+    results = []
+    for threads in (1, 2):
+        grebe.set_num_threads(threads)
+        results.append(sum(call(recurrent, given), []))
+    for one, two, b in zip(*results, want, strict=True):
+        assert (one == two).all()
+        atol = bound * max(np.abs(b).max(), 1)
+        np.testing.assert_allclose(one.astype(np.float64), b, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])

@@ -2,7 +2,11 @@
 
 All work on `Steps`: the tokens of a batch of sequences one step after the other, longest sequence
 first, so that padding costs nothing. The composite form, made of differentiable ops, serves
-``create_graph=True`` and what has no kernel (projected LSTM).
+``create_graph=True``.
+
+bfloat16 runs in the kernel where products of pairs do (level avx512bf16; even sizes, at least
+`_FUSED_ROWS` sequences): weights, inputs, h and their gradients are bfloat16, sums, gates and c
+float32. Elsewhere, and for float16, everything is converted to float32 and back.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import autograd
+from .. import _cpu, autograd
 from .._cpu import Node, grad_enabled, wrap
 from ..autograd import record_many
-from ..backend import Array, contiguous, empty, kernels
+from ..backend import Array, bfloat16, contiguous, empty, kernels
 from ..tensor import Tensor, expect_tensor
 from .creation import zeros
 from .elementwise import add, mul, relu, sigmoid, sub, tanh
@@ -75,8 +79,8 @@ class Steps:
         return np.asarray(self.offsets[lengths - 1] + np.arange(sizes[0]))
 
 
-def _zeros(shape: tuple[int, ...], like: Array) -> Array:
-    result = empty(shape, like.dtype, like)
+def _zeros(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+    result = empty(shape, dtype, like)
     result.fill(0)
     return result
 
@@ -96,7 +100,9 @@ def _states_before(states: Array, initial: Array, steps: Steps) -> Array:
     if steps.offsets[-1] == steps.count * steps.sequences:  # equal lengths: one shift
         b = steps.sequences
         shifted, rest = (before[:-b], before[-b:]) if steps.reverse else (before[b:], before[:b])
-        kernels(states).copy(states[b:] if steps.reverse else states[:-b], shifted)
+        source = states[b:] if steps.reverse else states[:-b]
+        if kernels(states).copy(source, shifted) is NotImplemented:
+            shifted[...] = source
         rest[...] = initial
         return before
     previous = 0
@@ -118,43 +124,50 @@ class Recurrent(Node):
     def backward(
         self, grad_h: Tensor | None, grad_last: Tensor | None, grad_cell: Tensor | None = None
     ) -> Any:
-        x, h0, c0, *weights, steps, h, c, gates = self.saved
+        x, h0, c0, *weights, projection, steps, h, c, gates, full = self.saved
         grads = (grad_h, grad_last, grad_cell)
         if grad_enabled():
-            return self._composite(grads, x, h0, c0, weights, steps)
+            return self._composite(grads, x, h0, c0, weights, projection, steps)
         h = h.array
+        sums, size = _sum_dtype(h.dtype), weights[1].shape[0] // GATES[steps.mode]
         g = [None if t is None else contiguous(t.array) for t in grads]
-        g_h = _zeros(h.shape, h) if g[0] is None else g[0]
-        dh = _zeros(h0.array.shape, h) if g[1] is None else g[1].copy()
+        g_h = _zeros(h.shape, h.dtype, h) if g[0] is None else g[0]
+        dh = _zeros(h0.array.shape, sums, h) if g[1] is None else g[1].astype(sums)
         dc = None
         if c0 is not None:
-            dc = _zeros(h0.array.shape, h) if g[2] is None else g[2].copy()
-        dgates = empty((len(h), _STORED[steps.mode] * h.shape[1]), h.dtype, h)
-        w_hh = contiguous(weights[1].array)
-        first = contiguous(h0.array)
-        cells = None if c0 is None else contiguous(c0.array)
-        in_kernel = w_hh if steps.count > 1 else None
+            dc = _zeros(c0.array.shape, sums, h) if g[2] is None else g[2].astype(sums)
+        dgates = empty((len(h), _STORED[steps.mode] * size), h.dtype, h)
+        dprojected = None if projection is None else empty(h.shape, h.dtype, h)
+        w_hh, first = contiguous(weights[1].array), contiguous(h0.array)
+        in_kernel = steps.count > 1 or projection is not None
         kernels(h).rnn_backward(
-            in_kernel, first, cells, steps.offsets, gates, h, c, g_h, dgates, dh, dc,
-            MODES[steps.mode], steps.reverse,
+            w_hh if in_kernel else None,
+            None if projection is None else contiguous(projection.array), first,
+            None if c0 is None else contiguous(c0.array.astype(sums, copy=False)), steps.offsets,
+            gates, h, c, g_h, dgates, dh, dc, dprojected, size, MODES[steps.mode], steps.reverse,
         )  # fmt: skip
-        hidden = _hidden_parts(dgates, steps.mode)
-        if in_kernel is None:
-            for i, (columns, rows) in enumerate(hidden):
+        if not in_kernel:
+            for i, (columns, rows) in enumerate(_hidden_parts(dgates, steps.mode)):
                 beta = 1.0 if i or steps.mode == "GRU" else 0.0
                 multiply_into(dgates[:, columns], w_hh[rows], dh, beta=beta)
-        return self._gradients(x.array, weights, steps, _states_before(h, first, steps), dgates,
-                               wrap(dh), None if dc is None else wrap(dc))  # fmt: skip
+        dw_hr = None
+        if dprojected is not None:
+            dw_hr = empty(projection.shape, h.dtype, h)
+            multiply_into(dprojected.T, full, dw_hr)
+        states = [None if d is None else wrap(d.astype(h.dtype, copy=False)) for d in (dh, dc)]
+        before = _states_before(h, first, steps)
+        dx, *rest = self._gradients(x.array, weights, steps.mode, before, dgates)
+        return dx, *states, *rest, None if dw_hr is None else wrap(dw_hr)
 
     def _gradients(
-        self, x: Array, weights: list[Tensor], steps: Steps, before: Array, dgates: Array,
-        dh: Tensor, dc: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        """One product each for all steps."""
-        want_x, _, _, want_ih, want_hh, want_b_ih, want_b_hh = (e is not None for e in self.edges)
+        self, x: Array, weights: list[Tensor], mode: str, before: Array, dgates: Array
+    ) -> list[Tensor | None]:
+        """Of the input, the weights and the biases: one product each for all steps."""
+        want_x, _, _, want_ih, want_hh, want_b_ih, want_b_hh, _ = (
+            e is not None for e in self.edges
+        )
         w_ih, w_hh = weights[0].array, weights[1].array
-        to_input = dgates[:, : len(w_ih)]
-        hidden = _hidden_parts(dgates, steps.mode)
+        to_input, hidden = dgates[:, : len(w_ih)], _hidden_parts(dgates, mode)
         dx = dw_ih = dw_hh = db_ih = db_hh = None
         if want_x:
             dx = empty(x.shape, x.dtype, x)
@@ -170,20 +183,19 @@ class Recurrent(Node):
             sums = wrap(dgates).sum(0)
             db_ih = sums[: len(w_ih)]
             db_hh = cat([sums[columns] for columns, _ in hidden])
-        arrays = (dx, None, None, dw_ih, dw_hh)
-        made = [None if a is None else wrap(a) for a in arrays]
-        made[1], made[2] = dh, dc
-        return (*made, db_ih, db_hh)
+        return [*(None if a is None else wrap(a) for a in (dx, dw_ih, dw_hh)), db_ih, db_hh]
 
     def _composite(
         self, grads: Sequence[Tensor | None], x: Tensor, h0: Tensor, c0: Tensor | None,
-        weights: list[Any], steps: Steps,
+        weights: list[Any], projection: Tensor | None, steps: Steps,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         """The gradients with a history of their own: of the composite form, run again."""
         # Aliases, so that one input that depends on another does not count twice.
-        inputs: list[Any] = [None if t is None else t.view_as(t) for t in (x, h0, c0, *weights)]
-        x, h0, c0, *weights = inputs
-        outputs = composite(x, h0, c0, tuple(weights), steps)
+        inputs: list[Any] = [
+            None if t is None else t.view_as(t) for t in (x, h0, c0, *weights, projection)
+        ]
+        x, h0, c0, *weights, projection = inputs
+        outputs = composite(x, h0, c0, tuple(weights), steps, projection)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
         wanted = [i for i, edge in enumerate(self.edges) if edge is not None]
         found = autograd.grad(
@@ -204,61 +216,78 @@ def _hidden_parts(dgates: Array, mode: str) -> list[tuple[slice, slice]]:
     return [(slice(0, 2 * n), slice(0, 2 * n)), (slice(3 * n, 4 * n), slice(2 * n, 3 * n))]
 
 
+def _sum_dtype(dtype: Any) -> Any:
+    """In what sums, gates and c are kept."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
+
+
 def _bias(weights: Weights, mode: str) -> tuple[Array | None, Array | None]:
     """What is added to the product with the input, and what GRU's reset gate multiplies."""
-    b_ih, b_hh = weights[2:]
-    if b_ih is None or b_hh is None:
+    if weights[2] is None or weights[3] is None:
         return None, None
+    b_ih, b_hh = (t.array.astype(_sum_dtype(t.array.dtype)) for t in (weights[2], weights[3]))
     if mode != "GRU":
-        return b_ih.array + b_hh.array, None
-    n = b_ih.array.size // 3
-    bias = b_ih.array.copy()
-    bias[: 2 * n] += b_hh.array[: 2 * n]
-    return bias, contiguous(b_hh.array[2 * n :])
+        return b_ih + b_hh, None
+    n = b_ih.size // 3
+    b_ih[: 2 * n] += b_hh[: 2 * n]
+    return b_ih, b_hh[2 * n :]
 
 
 def recurrent(
-    x: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights, steps: Steps
-) -> tuple[Tensor, ...]:
+    x: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights, steps: Steps,
+    projection: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """One layer in one direction over all steps, by the kernel.
 
     Args:
         x: [tokens, input], the tokens in the order of `steps`.
-        h0: [sequences, H].
-        c0: likewise for LSTM, else None.
-        weights: [G H, input], [G H, H] and two biases [G H] or None, in PyTorch's order of gates.
+        h0: [sequences, H], with a projection [sequences, P].
+        c0: [sequences, H] for LSTM, else None.
+        weights: [G H, input], [G H, H] (or P) and two biases [G H] or None, in PyTorch's order of
+            gates.
         steps: which rows belong to which step; the mode.
+        projection: [P, H] for an LSTM whose h it makes of o tanh(c).
 
     Returns:
         h of all tokens, the last h of every sequence, for LSTM the last c.
     """
-    if is_half(x.array.dtype):
-        return _in_float32(x, h0, c0, weights, steps)
+    fused = (
+        (steps.count > 1 or projection is not None)
+        and len(x.array) >= _FUSED_ROWS * steps.count
+        and x.array.shape[1] > 0
+    )
+    inputs: tuple[Any, ...] = (x, h0, c0, *weights, projection)
+    if is_half(x.array.dtype) and not (fused and _in_pairs(x, h0, weights[0], steps.mode)):
+        return _in_float32(inputs, steps)
     w_ih, w_hh = contiguous(weights[0].array), contiguous(weights[1].array)
-    inputs, first = contiguous(x.array), contiguous(h0.array)
-    cells = None if c0 is None else contiguous(c0.array)
-    rows, size = len(inputs), w_hh.shape[1]
+    tokens, first = contiguous(x.array), contiguous(h0.array)
+    sums = _sum_dtype(tokens.dtype)
+    rows, size = len(tokens), len(w_hh) // GATES[steps.mode]
     bias, inner = _bias(weights, steps.mode)
-    fused = steps.count > 1 and rows >= _FUSED_ROWS * steps.count and inputs.shape[1] > 0
-    kept = steps.mode in ("LSTM", "GRU") and _wanted(x, h0, c0, *weights)
+    kept = steps.mode in ("LSTM", "GRU") and _wanted(*inputs)
     gates = None
     if kept or not fused:
-        gates = empty((rows, _STORED[steps.mode] * size), inputs.dtype, inputs)
+        gates = empty((rows, _STORED[steps.mode] * size), sums, tokens)
     if gates is not None and not fused:
-        multiply_into(inputs, w_ih.T, gates[:, : len(w_ih)], bias)
-        if steps.count == 1:
+        multiply_into(tokens, w_ih.T, gates[:, : len(w_ih)], bias)
+        if steps.count == 1 and projection is None:
             _add_hidden(gates, first, w_hh, inner, steps.mode)
-    h = empty((rows, size), inputs.dtype, inputs)
-    c = None if c0 is None else empty((rows, size), inputs.dtype, inputs)
-    kernels(inputs).rnn(
-        inputs if fused else None, w_ih if fused else None, w_hh if steps.count > 1 else None,
-        bias if fused else None, inner, first, cells, steps.offsets, gates, h, c,
-        MODES[steps.mode], steps.reverse,
+    h = empty((rows, first.shape[1]), tokens.dtype, tokens)
+    c = None if c0 is None else empty((rows, size), sums, tokens)
+    full = None if projection is None else empty((rows, size), tokens.dtype, tokens)
+    kernels(tokens).rnn(
+        tokens if fused else None, w_ih if fused else None,
+        w_hh if steps.count > 1 or projection is not None else None,
+        None if projection is None else contiguous(projection.array),
+        bias if fused else None, inner, first,
+        None if c0 is None else contiguous(c0.array.astype(sums, copy=False)), steps.offsets, gates,
+        h, c, full, size, MODES[steps.mode], steps.reverse,
     )  # fmt: skip
     last = steps.last_rows()
-    results = [h, _copied(h, last)] + ([] if c is None else [_copied(c, last)])
-    saved = (x, h0, c0, *weights, steps, h, c, gates)
-    return record_many(Recurrent, results, (x, h0, c0, *weights), saved)
+    results = [h, _copied(h, last)]
+    if c is not None:
+        results.append(_copied(c, last).astype(tokens.dtype, copy=False))
+    return record_many(Recurrent, results, inputs, (*inputs, steps, h, c, gates, full))
 
 
 def _wanted(*inputs: Tensor | None) -> bool:
@@ -273,14 +302,19 @@ def _add_hidden(gates: Array, h0: Array, w_hh: Array, inner: Array | None, mode:
         multiply_into(h0, w_hh[part].T, gates[:, columns], bias, beta)
 
 
-def _in_float32(
-    x: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights, steps: Steps
-) -> tuple[Tensor, ...]:
-    dtype = x.array.dtype
-    arguments: list[Any] = [None if t is None else t.to(np.float32) for t in (x, h0, c0, *weights)]
-    x, h0, c0, *wide = arguments
-    outputs = recurrent(x, h0, c0, (wide[0], wide[1], wide[2], wide[3]), steps)
-    return tuple(t.to(dtype) for t in outputs)
+def _in_pairs(x: Tensor, h0: Tensor, w_ih: Tensor, mode: str) -> bool:
+    """Does the kernel take these in half precision? Products of bfloat16 are made of pairs."""
+    size = len(w_ih.array) // GATES[mode]
+    even = all(n % 2 == 0 for n in (x.array.shape[1], h0.array.shape[1], size))
+    return x.array.dtype == bfloat16 and even and _cpu.isa() == "avx512bf16"
+
+
+def _in_float32(inputs: tuple[Tensor | None, ...], steps: Steps) -> tuple[Tensor, ...]:
+    arguments: list[Any] = [None if t is None else t.to(np.float32) for t in inputs]
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, projection = arguments
+    outputs = recurrent(x, h0, c0, (w_ih, w_hh, b_ih, b_hh), steps, projection)
+    assert inputs[0] is not None
+    return tuple(t.to(inputs[0].dtype) for t in outputs)
 
 
 # ---- the composite form ----

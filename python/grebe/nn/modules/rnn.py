@@ -137,9 +137,7 @@ class RNNBase(_Recurrent):
         weight_ih, weight_hh, *rest = [getattr(self, name) for name in self._names(suffix)]
         biases = (rest[0], rest[1]) if self.bias else (None, None)
         weights = (weight_ih, weight_hh, *biases)
-        if self.proj_size:
-            return ops.composite(x, *state, weights, steps, rest[-1])
-        return ops.recurrent(x, *state, weights, steps)
+        return ops.recurrent(x, *state, weights, steps, rest[-1] if self.proj_size else None)
 
     def _layers(
         self, x: Tensor, h0: Tensor, c0: Tensor | None, sizes: Any
