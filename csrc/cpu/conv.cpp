@@ -1,9 +1,8 @@
 // Convolution in two dimensions: forward, gradient of the input, gradient of the weight and bias.
 //
-// Many channels without groups go to conv_deep.cpp; forward and the input gradient with stride 1 of
-// one channel per group to depthwise.h. Everything else lies here *flat*: the pixels of an output
-// channel, of one image or of several, are one row of numbers, and vectors run along it whatever the
-// width of the maps. For that the input of a job (some output rows of some images) is copied once per
+// Many channels without groups go to conv_deep.cpp, one channel per group to depthwise.h. Everything
+// else lies here *flat*: the pixels of an output channel, of one image or of several, are one row of
+// numbers, and vectors run along it whatever the width of the maps. For that the input of a job (some output rows of some images) is copied once per
 // column of the kernel:
 //   columns[channel, kernel column][row phase][row][image][output column]
 // With the rows of all images side by side, a kernel row is one constant offset too, so that
@@ -41,6 +40,7 @@ struct Problem {
   int64_t batch, groups, in_channels, out_channels;  // channels of one group
   int64_t depth() const { return in_channels * window.taps(); }
   int64_t pixels() const { return window.out_h * window.out_w; }
+  bool is_depthwise() const { return in_channels == 1 && groups > 1; }
 };
 
 Problem problem_of(const View& x, const View& w, const View& y, const Steps& s, int64_t groups) {
@@ -56,8 +56,6 @@ Problem problem_of(const View& x, const View& w, const View& y, const Steps& s, 
 
 inline int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 inline int64_t at_least(int64_t n, int64_t limit) { return n > limit ? n : limit; }
-
-int team_size(int64_t jobs) { return static_cast<int>(at_least(at_most(jobs, num_threads()), 1)); }
 
 // The fewest images whose `pixels` each fill the lanes well, leaving enough jobs to share.
 template <class T>
@@ -267,30 +265,6 @@ void pack_tiles(T* to, const T* w, const Tiling& tiles, int64_t depth, int64_t r
   }
 }
 
-// f(job, slices of own memory) on a team, after prepare() has filled the shared memory. lay_out
-// takes the shared memory, lay_out_own a thread's. False: out of memory.
-template <class Pass>
-bool run_jobs(Pass& pass, int64_t jobs) {
-  const int threads = team_size(jobs);
-  Arena measure{nullptr};
-  pass.lay_out(&measure);
-  const int64_t shared = measure.used;
-  Arena measure_own{nullptr};
-  pass.own(&measure_own);
-  char* memory =
-      static_cast<char*>(scratch(static_cast<size_t>(shared + measure_own.used * threads)));
-  if (!memory) return false;
-  Arena arena{memory};
-  pass.lay_out(&arena);
-  pass.prepare();
-  parallel_region(threads, [&](int64_t t, int64_t team) {
-    Arena mine{memory + shared + t * measure_own.used};
-    auto own = pass.own(&mine);
-    for (int64_t i = jobs * t / team; i < jobs * (t + 1) / team; ++i) pass.item(i, own);
-  });
-  return true;
-}
-
 // ---- forward ----
 
 template <class T>
@@ -389,10 +363,13 @@ struct Forward {
 
 template <class T>
 bool forward(const Problem& p, In x, In w, OptIn bias, Out y) {
-  if (p.in_channels == 1 && p.groups > 1) {
-    Depthwise<T> f{p.window,   p.batch,       p.groups,      p.out_channels, false,      data<T>(x),
-                   data<T>(w), data<T>(bias), strides_of(x), strides_of(y),  data<T>(y), nullptr};
-    return f.run();
+  if (p.is_depthwise()) {
+    const Planes<T> planes = planes_of<T>(x);
+    return Depthwise<T>{p.window,       p.batch,       p.groups,
+                        p.out_channels, planes,        planes_of<T>(y),
+                        data<T>(w),     data<T>(bias), {p.groups, planes.together(p.groups)},
+                        nullptr}
+        .run();
   }
   const Columns<T> columns = columns_of<T>(p, x);
   const int64_t images = images_per_job<T>(p.pixels(), p.batch);
@@ -575,40 +552,26 @@ struct GradInput {
   }
 };
 
-// With stride 1 and one channel per group: a convolution of the gradient.
-template <class T>
-bool depthwise_grad_input(const Problem& p, In grad, In w, Out gx) {
-  const Window& g = p.window;
-  const Window reverse = {g.out_h,
-                          g.out_w,
-                          g.in_h,
-                          g.in_w,
-                          g.kernel_h,
-                          g.kernel_w,
-                          1,
-                          1,
-                          (g.kernel_h - 1) * g.dilation_h - g.pad_h,
-                          (g.kernel_w - 1) * g.dilation_w - g.pad_w,
-                          g.dilation_h,
-                          g.dilation_w};
-  Depthwise<T> f{
-      reverse, p.batch,          p.groups,       1,           true,   data<T>(grad), data<T>(w),
-      nullptr, strides_of(grad), strides_of(gx), data<T>(gx), nullptr};
-  return f.run();
-}
-
-// Can it be written as one? Padding must not be negative.
-bool is_reversible(const Problem& p) {
-  const Window& g = p.window;
-  return p.in_channels == 1 && p.out_channels == 1 && p.groups > 1 && g.stride_h == 1 &&
-         g.stride_w == 1 && g.pad_h <= (g.kernel_h - 1) * g.dilation_h &&
-         g.pad_w <= (g.kernel_w - 1) * g.dilation_w;
-}
-
 template <class T>
 bool grad_input(const Problem& p, In grad, In w, Out gx) {
-  if (is_reversible(p)) return depthwise_grad_input<T>(p, grad, w, gx);
   const Window& g = p.window;
+  if (p.is_depthwise()) {
+    const Planes<T> planes = planes_of<T>(grad);
+    return DepthwiseGradInput<T>{{g.in_h, g.out_h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h},
+                                 {g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w},
+                                 p.batch,
+                                 p.groups,
+                                 p.out_channels,
+                                 planes,
+                                 planes_of<T>(gx),
+                                 data<T>(w),
+                                 {p.groups, planes.together(p.groups)},
+                                 nullptr,
+                                 nullptr,
+                                 0,
+                                 0}
+        .run();
+  }
   const int64_t images = images_per_job<T>(g.out_w, p.batch);
   const int64_t bytes = p.out_channels * images * g.out_w * static_cast<int64_t>(sizeof(T));
   GradInput<T> f{
@@ -624,17 +587,6 @@ bool grad_input(const Problem& p, In grad, In w, Out gx) {
 }
 
 // ---- gradient of weight and bias ----
-
-// Lane i of the result is the sum of the lanes of r[i]; r is overwritten.
-template <class T>
-inline vec<T> sum_each(vec<T>* r) {
-#pragma GCC unroll 4
-  for (int half = lanes<T> / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i)
-      r[i] = zip<T, false>(r[i], r[i + half]) + zip<T, true>(r[i], r[i + half]);
-  return r[0];
-}
 
 template <class T>
 struct GradWeight {
@@ -700,7 +652,7 @@ struct GradWeight {
     T total[kSums];
 #pragma GCC unroll 8
     for (int s = 0; s < kSums; s += static_cast<int>(lanes<T>))
-      store(total + s, sum_each<T>(all + s));
+      store(total + s, combine_each<T>(all + s, [](auto a, auto b) { return a + b; }));
     for (int m = 0; m < M; ++m)
       for (int j = 0; j < J; ++j) sum[m * p.depth() + j] += total[m * J + j];
   }
@@ -768,6 +720,21 @@ struct GradWeight {
 
 template <class T>
 bool grad_weight(const Problem& p, In grad, In x, Out gw, OptOut gb) {
+  if (p.is_depthwise()) {
+    const Planes<T> planes = planes_of<T>(x);
+    return DepthwiseGradWeight<T>{p.window,
+                                  p.batch,
+                                  p.groups,
+                                  p.out_channels,
+                                  planes,
+                                  planes_of<T>(grad),
+                                  data<T>(gw),
+                                  data<T>(gb),
+                                  planes.together(p.groups),
+                                  {p.groups, channels_of_job(p.groups, 32)},
+                                  nullptr}
+        .run();
+  }
   const Columns<T> columns = columns_of<T>(p, x);
   const int64_t row = columns.row_bytes(1);
   int64_t images = images_per_job<T>(p.pixels(), p.batch);

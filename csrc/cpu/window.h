@@ -251,5 +251,30 @@ struct Arena {
   }
 };
 
+// pass.item(job, own) for all jobs on a team, after pass.prepare() has filled the memory that they
+// share. pass.lay_out takes that from an arena, pass.own a thread's. False: out of memory.
+template <class Pass>
+bool run_jobs(Pass& pass, int64_t jobs) {
+  const int64_t limit = num_threads();
+  const int threads = static_cast<int>(jobs < limit ? (jobs > 0 ? jobs : 1) : limit);
+  Arena measure{nullptr};
+  pass.lay_out(&measure);
+  const int64_t shared = measure.used;
+  Arena measure_own{nullptr};
+  pass.own(&measure_own);
+  char* memory =
+      static_cast<char*>(scratch(static_cast<size_t>(shared + measure_own.used * threads)));
+  if (!memory) return false;
+  Arena arena{memory};
+  pass.lay_out(&arena);
+  pass.prepare();
+  parallel_region(threads, [&](int64_t t, int64_t team) {
+    Arena mine{memory + shared + t * measure_own.used};
+    auto own = pass.own(&mine);
+    for (int64_t i = jobs * t / team; i < jobs * (t + 1) / team; ++i) pass.item(i, own);
+  });
+  return true;
+}
+
 }  // namespace
 }  // namespace grebe::GREBE_ISA
