@@ -20,9 +20,10 @@ if _set_spins:
 from math import e, inf, nan, pi
 from typing import Any
 
-from . import autograd, dtypes
+from . import amp, autograd, dtypes
 from ._cpu import num_threads as get_num_threads
 from ._cpu import set_num_threads
+from .amp import autocast, get_autocast_dtype, is_autocast_enabled
 from .autograd import (
     enable_grad,
     inference_mode,

@@ -278,6 +278,23 @@ class _Pass:
         parent.pending[node.index] = gradient
 
 
+class Segment(_Pass):
+    """A walk through the nodes `inside`, which ends at `edges` and collects what arrives there."""
+
+    def __init__(self, retain_graph: bool, inside: set[int], edges: Iterable[Edge]) -> None:
+        super().__init__(retain_graph, inside)
+        self.ends = {id(edge) for edge in edges}
+        self.found: dict[int, Any] = {}  # id of an edge -> its gradient
+
+    def send(self, edge: Edge, gradient: Any) -> None:
+        if id(edge) not in self.ends:
+            super().send(edge, gradient)
+        elif id(edge) in self.found:
+            self.found[id(edge)] = self.found[id(edge)] + gradient
+        else:
+            self.found[id(edge)] = gradient
+
+
 def _accumulate(total: Any, gradient: Any, owned: bool) -> Any:
     """Total + gradient, in place where this pass made `total` itself and nobody records."""
     if owned and not grad_enabled():

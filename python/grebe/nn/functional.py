@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import ops
 from .._cpu import Node, record, wrap
+from ..amp import low_precision
 from ..autograd import grad_enabled, no_grad
 from ..backend import empty
 from ..dtypes import is_floating
@@ -305,6 +306,7 @@ def tanhshrink(input: Tensor) -> Tensor:
     return _floating("tanhshrink", input) - tanh(input)
 
 
+@low_precision
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """x where x > 0, else weight x. weight: one element, or one per channel (dim 1).
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import autograd
 from .._cpu import Node, grad_enabled, record, wrap
+from ..amp import low_precision
 from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor, expect_tensor
 from .dropout import check_p, dropout_mask
@@ -332,6 +333,7 @@ def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | Non
     return tuple(None if w < 0 else w for w in sides)  # type: ignore[return-value]
 
 
+@low_precision
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
+from ..amp import low_precision
 from ..backend import Array
 from ..tensor import Tensor, expect_tensor
 from . import conv_arrays
@@ -294,6 +295,7 @@ def _function_of_weight_grad(
 # ---- public functions ----
 
 
+@low_precision
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -332,6 +334,7 @@ def conv2d(
     return _convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
+@low_precision
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -348,6 +351,7 @@ def conv1d(
     return _convolution("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@low_precision
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -365,6 +369,7 @@ def conv3d(
     return _convolution("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
+@low_precision
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -401,6 +406,7 @@ def conv_transpose2d(
     )  # fmt: skip
 
 
+@low_precision
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -421,6 +427,7 @@ def conv_transpose1d(
     )  # fmt: skip
 
 
+@low_precision
 def conv_transpose3d(
     input: Tensor,
     weight: Tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
+from ..amp import full_precision
 from ..backend import Array, contiguous, kernels, xp
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
@@ -125,6 +126,7 @@ class CrossEntropy(Node):
         return wrap(gx)
 
 
+@full_precision
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -237,6 +239,7 @@ class NLLLoss(Node):
         return wrap(gx)
 
 
+@full_precision
 def nll_loss(
     input: Tensor,
     target: Tensor,

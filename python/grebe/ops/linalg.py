@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
+from ..amp import full_precision
 from ..autograd import record_many
 from ..backend import Array
 from ..dtypes import as_dtype, is_floating
@@ -139,6 +140,7 @@ class Inv(Node):
         return neg(_product(y, grad, y))
 
 
+@full_precision
 def inv(A: Tensor) -> Tensor:
     """The inverse of a square matrix [..., n, n]. LinAlgError if it is singular."""
     x = _square("inv", "A", A)
@@ -237,6 +239,7 @@ def _check_pair(name: str, a: Array, b: Array) -> None:
         raise RuntimeError(f"{name}: A has dtype {a.dtype} but B has {b.dtype}")
 
 
+@full_precision
 def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     """X with A X = B (left=False: X A = B). A: [..., n, n]; B: [..., n, k], or vectors [..., n].
 
@@ -295,6 +298,7 @@ class Cholesky(Node):
 
 
 @method
+@full_precision
 def cholesky(A: Tensor, *, upper: bool = False) -> Tensor:
     """Lower triangular L with A = L L^T (upper=True: L^T). Reads the lower triangle of A only.
 
@@ -342,6 +346,7 @@ def _qr_gradient(q: Tensor, r: Tensor, grad_q: Tensor, grad_r: Tensor) -> Tensor
 
 
 @method
+@full_precision
 def qr(A: Tensor, mode: str = "reduced") -> QR:
     """Orthonormal columns Q and upper triangular R with A = Q R: (Q, R).
 
@@ -428,6 +433,7 @@ def _svd_gradient(
     return result if outside is None else add(result, outside)
 
 
+@full_precision
 def linalg_svd(A: Tensor, full_matrices: bool = True) -> SVD:
     """Singular value decomposition A = U diag(S) Vh: (U, S, Vh), S descending.
 
@@ -440,6 +446,7 @@ def linalg_svd(A: Tensor, full_matrices: bool = True) -> SVD:
     return SVD(*record_many(SVDNode, arrays, (A,), (A, full_matrices, *arrays)))
 
 
+@full_precision
 def svdvals(A: Tensor) -> Tensor:
     """The singular values of A, descending; [..., min(m, n)]."""
     return linalg_svd(A, full_matrices=False).S
@@ -454,6 +461,7 @@ class SVDWithV(NamedTuple):
 
 
 @method
+@full_precision
 def svd(input: Tensor, some: bool = True) -> SVDWithV:
     """`grebe.linalg.svd` in its older form: (U, S, V) with V not transposed, reduced by default."""
     u, s, vh = linalg_svd(input, full_matrices=not some)
@@ -486,6 +494,7 @@ def _diagonal_or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
     return diag_embed(_constant(np.zeros(like.array.shape), like) if grad is None else grad)
 
 
+@full_precision
 def eigh(A: Tensor, UPLO: str = "L") -> Eigen:
     """Eigenvalues (ascending) and eigenvectors of a symmetric matrix: (eigenvalues, eigenvectors).
 
@@ -500,6 +509,7 @@ def eigh(A: Tensor, UPLO: str = "L") -> Eigen:
     return Eigen(*record_many(EighNode, arrays, (A,), (A, UPLO, *arrays)))
 
 
+@full_precision
 def eigvalsh(A: Tensor, UPLO: str = "L") -> Tensor:
     """The eigenvalues of a symmetric matrix, ascending; see `eigh`."""
     return eigh(A, UPLO).eigenvalues
@@ -523,6 +533,7 @@ class EigNode(Node):
         return _solve(transposed, matmul(inner, transposed))
 
 
+@full_precision
 def eig(A: Tensor) -> Eigen:
     """Eigenvalues and unit eigenvectors of a square matrix whose eigenvalues are real.
 
@@ -543,6 +554,7 @@ def eig(A: Tensor) -> Eigen:
     return Eigen(*record_many(EigNode, (values, vectors), (A,), (A, values, vectors)))
 
 
+@full_precision
 def eigvals(A: Tensor) -> Tensor:
     """The eigenvalues of a square matrix, if they are real; see `eig`."""
     return eig(A).eigenvalues
@@ -607,6 +619,7 @@ def pinverse(input: Tensor, rcond: float = 1e-15) -> Tensor:
     return pinv(input, rtol=rcond)
 
 
+@full_precision
 def matrix_rank(
     A: Tensor, *, tol: Any = None, atol: Any = None, rtol: Any = None, hermitian: bool = False
 ) -> Tensor:
@@ -628,6 +641,7 @@ class LeastSquares(NamedTuple):
     singular_values: Tensor
 
 
+@full_precision
 def lstsq(A: Tensor, B: Tensor, rcond: Any = None, *, driver: str | None = None) -> LeastSquares:
     """X that minimises |A X - B|: (solution, residuals, rank, singular_values).
 
@@ -877,6 +891,7 @@ def norm(
     return vector_norm(input, order, dim, keepdim, dtype=dtype)
 
 
+@full_precision
 def cond(A: Tensor, p: Any = None) -> Tensor:
     """The condition number |A| |A^-1| in the norm `p` of `matrix_norm`; None is 2, of any shape."""
     _matrix("cond", "A", A)
@@ -894,6 +909,7 @@ def cond(A: Tensor, p: Any = None) -> Tensor:
 
 
 @method
+@full_precision
 def trace(input: Tensor) -> Tensor:
     """The sum of the diagonal of a matrix."""
     x = expect_tensor("trace", "input", input)
@@ -975,6 +991,7 @@ _DISTANCE_MODES = (
 )  # fmt: skip
 
 
+@full_precision
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = _DISTANCE_MODES[0]) -> Tensor:
     """The p-norm distances of all pairs of rows: [..., n, d] and [..., m, d] give [..., n, m].
 

@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 
 from .._cpu import Node, record
+from ..amp import full_precision
 from ..autograd import no_grad
 from ..tensor import Tensor, expect_tensor
 from .compare import where
@@ -63,6 +64,7 @@ def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     return _reduce(loss if weight is None else loss * weight, reduction)
 
 
+@full_precision
 def mse_loss(
     input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None
 ) -> Tensor:
@@ -92,6 +94,7 @@ def mse_loss(
     return loss.sum() / weight.sum() if reduction == "mean" else _reduce(loss, reduction)
 
 
+@full_precision
 def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """Absolute error: ``|input - target|``. D2L section 3.1.
 
@@ -111,6 +114,7 @@ def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor
     return _reduce((input - target).abs(), reduction)
 
 
+@full_precision
 def smooth_l1_loss(
     input: Tensor, target: Tensor, *, reduction: str = "mean", beta: float = 1.0
 ) -> Tensor:
@@ -138,6 +142,7 @@ def smooth_l1_loss(
     return _reduce(where(d < beta, d * d * (0.5 / beta), d - 0.5 * beta), reduction)
 
 
+@full_precision
 def huber_loss(
     input: Tensor,
     target: Tensor,
@@ -186,6 +191,7 @@ class BinaryCrossEntropy(Node):
         return gx, grad * ((1 - x).log() - x.log())
 
 
+@full_precision
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, *, reduction: str = "mean"
 ) -> Tensor:
@@ -244,6 +250,7 @@ def _positive_factor(target: Tensor, pos_weight: Tensor) -> Tensor:
     return (pos_weight - 1) * target + 1
 
 
+@full_precision
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -286,6 +293,7 @@ def binary_cross_entropy_with_logits(
     return _weighted(loss, weight, reduction)
 
 
+@full_precision
 def kl_div(
     input: Tensor, target: Tensor, *, reduction: str = "mean", log_target: bool = False
 ) -> Tensor:
@@ -314,6 +322,7 @@ def kl_div(
     return loss / input.shape[0] if batchmean and input.ndim else loss
 
 
+@full_precision
 def poisson_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -349,6 +358,7 @@ def poisson_nll_loss(
     return _reduce(loss, reduction)
 
 
+@full_precision
 def hinge_embedding_loss(
     input: Tensor, target: Tensor, margin: float = 1.0, *, reduction: str = "mean"
 ) -> Tensor:
@@ -372,6 +382,7 @@ def hinge_embedding_loss(
     return _reduce(alike + where(target != 1, (margin - input).clamp(min=0), 0.0), reduction)
 
 
+@full_precision
 def margin_ranking_loss(
     input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:

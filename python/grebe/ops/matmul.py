@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
+from ..amp import STATE, lowered
 from ..backend import Array, bfloat16, contiguous, empty, kernels, readable
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import add, mul, unbroadcast
@@ -152,6 +153,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         RuntimeError: the shapes don't fit, or the dtypes differ.
         TypeError: an operand is no Tensor or has an unsupported dtype.
     """
+    if STATE.dtype is not None:
+        input, other = lowered(input), lowered(other)
     if isinstance(input, TensorBase) and isinstance(other, TensorBase):
         y = _cpu.product(input.array, other.array)
         if y is not NotImplemented:
@@ -165,6 +168,8 @@ Tensor.__matmul__ = matmul  # type: ignore[method-assign]
 
 def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
     """The general case of `matmul`, with errors under the caller's name."""
+    if STATE.dtype is not None and name not in ("mv", "dot"):
+        input, other = lowered(input), lowered(other)
     a, b = expect_tensor(name, "input", input), expect_tensor(name, "other", other)
     dtype = a.dtype
     known = dtype is b.dtype and dtype in _DTYPES
@@ -278,6 +283,8 @@ def _add_product(
     name: str, input: Tensor, first: Tensor, second: Tensor, beta: float, alpha: float
 ) -> Tensor:
     """The sum beta * input + alpha * (first @ second); the caller has checked dimensions."""
+    if STATE.dtype is not None and name != "addmv":
+        input, first, second = lowered(input), lowered(first), lowered(second)
     c, a, b = expect_tensor(name, "input", input), first.array, second.array
     if a.dtype.kind in "iu":
         return add(mul(input, beta), mul(_matmul(name, first, second), alpha))
@@ -390,6 +397,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: the shapes don't fit, or the dtypes differ.
         TypeError: an operand is no Tensor or has an unsupported dtype.
     """
+    if STATE.dtype is not None:
+        input, weight, bias = lowered(input), lowered(weight), lowered(bias)
     x, w = expect_tensor("linear", "input", input), expect_tensor("linear", "weight", weight)
     b = None if bias is None else expect_tensor("linear", "bias", bias)
     if w.ndim == 1:

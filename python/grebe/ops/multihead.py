@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
+from ..amp import low_precision
 from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor
 from .attention import Options, composite, gradients_of, mask_array, score_dtype, wide
@@ -95,6 +96,7 @@ def _unpacked(saved: tuple[Any, ...]) -> tuple[Any, ...]:
     return sources, mask, y, lse, options, layout
 
 
+@low_precision
 def multihead_attention(
     sources: list[Tensor],
     layout: Layout,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
+from ..amp import full_precision
 from ..backend import Array, contiguous, kernels, xp
 from ..tensor import Tensor
 from .window import (
@@ -467,6 +468,7 @@ def _avg_volume(input: Tensor, windows: _Windows, divisor: Divisor) -> Tensor:
     return result
 
 
+@full_precision
 def max_pool3d(
     input: Tensor,
     kernel_size: Any,
@@ -487,6 +489,7 @@ def max_pool3d(
     return _max_volume(input, windows, return_indices)
 
 
+@full_precision
 def avg_pool3d(
     input: Tensor,
     kernel_size: Any,
@@ -506,6 +509,7 @@ def avg_pool3d(
     return _avg_volume(input, windows, _divisor(name, count_include_pad, divisor_override))
 
 
+@full_precision
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """`adaptive_max_pool2d` of a tensor [N, C, D, H, W] or [C, D, H, W] in three dimensions."""
     name = "adaptive_max_pool3d"
@@ -513,6 +517,7 @@ def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = 
     return _max_volume(input, windows, return_indices)
 
 
+@full_precision
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """`adaptive_avg_pool2d` of a tensor [N, C, D, H, W] or [C, D, H, W] in three dimensions."""
     name = "adaptive_avg_pool3d"

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
+from ..amp import full_precision
 from ..backend import Array, kernels, readable
 from ..backend import empty as empty_array
 from ..dtypes import as_dtype, is_floating
@@ -190,6 +191,7 @@ def _product_of_others(x: Tensor, dim: int) -> Tensor:
 
 
 @method
+@full_precision
 def prod(
     input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
+from ..amp import full_precision
 from ..backend import Array, contiguous, empty, kernels
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
@@ -244,6 +245,7 @@ def nanmedian(input: Tensor, dim: int | None = None, keepdim: bool = False) -> A
 
 
 @method
+@full_precision
 def quantile(
     input: Tensor, q: Any, dim: int | None = None, keepdim: bool = False, *,
     interpolation: str = "linear",

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..._cpu import wrap
+from ...amp import STATE
 from ...backend import Array
+from ...dtypes import is_floating
 from ...ops.creation import empty, zeros
 from ...ops.multihead import Layout, multihead_attention
 from ...ops.shape import cat
@@ -28,7 +30,8 @@ def canonical_mask(layer: str, name: str, mask: Any, dtype: np.dtype[Any]) -> Te
         return None
     if not isinstance(mask, Tensor):
         raise TypeError(f"{layer}: {name} must be a Tensor, got {type(mask).__name__}")
-    if mask.dtype != bool and mask.dtype != dtype:
+    mixed = STATE.dtype is not None and is_floating(mask.dtype)
+    if mask.dtype != bool and mask.dtype != dtype and not mixed:
         raise TypeError(
             f"{layer}: {name} must be bool or of the query's dtype {dtype}, got {mask.dtype}"
         )
@@ -179,8 +182,8 @@ class MultiheadAttention(Module):
         shape = (k.shape[0], 1, e) if self.batch_first else (1, k.shape[1], e)
         for_k, for_v = [k], [v]
         if self.bias_k is not None and self.bias_v is not None:
-            for_k.append(self.bias_k.expand(*shape))
-            for_v.append(self.bias_v.expand(*shape))
+            for_k.append(self.bias_k.expand(*shape).to(k.dtype))
+            for_v.append(self.bias_v.expand(*shape).to(k.dtype))
         if self.add_zero_attn:
             nothing = zeros(shape, dtype=k.dtype)
             for_k.append(nothing)

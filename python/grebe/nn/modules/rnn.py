@@ -6,6 +6,7 @@ import math
 import numbers
 from typing import Any
 
+from ...amp import full_precision
 from ...ops import rnn as ops
 from ...ops.creation import empty, zeros
 from ...ops.dropout import dropout
@@ -208,6 +209,7 @@ class RNNBase(_Recurrent):
             c = None if c is None else c.index_select(1, back)
         return input._replace(data=output), h if c is None else (h, c)
 
+    @full_precision
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
         """Output of the last layer for every step, and the final states of all layers.
 
@@ -427,6 +429,7 @@ class RNNCell(_Cell):
         super().__init__(1, input_size, hidden_size, bias, device, dtype)
         self.nonlinearity = nonlinearity
 
+    @full_precision
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         function = ops.rnn_tanh_cell if self.nonlinearity == "tanh" else ops.rnn_relu_cell
         return self._step(function, input, [hx])[0]
@@ -445,6 +448,7 @@ class LSTMCell(_Cell):
     ) -> None:
         super().__init__(4, input_size, hidden_size, bias, device, dtype)
 
+    @full_precision
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -467,5 +471,6 @@ class GRUCell(_Cell):
     ) -> None:
         super().__init__(3, input_size, hidden_size, bias, device, dtype)
 
+    @full_precision
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         return self._step(ops.gru_cell, input, [hx])[0]
