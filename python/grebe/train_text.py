@@ -225,9 +225,10 @@ def held_out_perplexity(net: Any, corpus: NDArray[np.int64]) -> float:
     return _exp(total / (count * (length - 1)))
 
 
-def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def _token_loss(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
     """Mean loss of logits [B, T, V], which lie in memory as [T, B, V], and labels [B, T]."""
-    return cross_entropy(logits.transpose(0, 1).flatten(0, 1), labels.transpose(0, 1).flatten())
+    by_step = logits.transpose(0, 1).flatten(0, 1)
+    return cross_entropy(by_step, labels.transpose(0, 1).flatten(), **options)
 
 
 def _detached(state: Any) -> Any:
@@ -332,8 +333,8 @@ class Seq2SeqRun(BaseRun):
             source, lengths = _batch(self.source, rows)
             target, _ = _batch(self.target, rows)
             logits = self.net(source, lengths, target[:, :-1])
-            labels = target[:, 1:].flatten()
-            loss = cross_entropy(logits.flatten(0, 1), labels, ignore_index=pad)
+            labels = target[:, 1:]
+            loss = _token_loss(logits, labels, ignore_index=pad)
             value = self.step(loss, pairs)
             n = int(np.count_nonzero(labels.array != pad))
             pairs, tokens, total = pairs + len(rows), tokens + n, total + value * n

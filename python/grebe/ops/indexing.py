@@ -126,9 +126,12 @@ def _add_at(target: Array, index: tuple[Any, ...], values: Array) -> None:
     Rows of one integer index are sorted and summed run by run: np.add.at works element by element
     and is many times slower on wide rows.
     """
-    rows = index[0]
-    only_rows = len(index) == 1 and isinstance(rows, np.ndarray) and rows.dtype.kind in "iu"
-    if not only_rows or rows.size == 0 or target.ndim < 2:
+    rows, dim = index[-1], len(index) - 1
+    only_rows = isinstance(rows, np.ndarray) and rows.dtype.kind in "iu"
+    if dim and only_rows and rows.ndim == 1 and index[:-1] == (slice(None),) * dim:
+        _add_at(np.moveaxis(target, dim, 0), (rows,), np.moveaxis(values, dim, 0))
+        return
+    if dim or not only_rows or rows.size == 0 or target.ndim < 2:
         np.add.at(target, index, values)
         return
     flat = np.where(rows < 0, rows + target.shape[0], rows).ravel()
@@ -136,6 +139,9 @@ def _add_at(target: Array, index: tuple[Any, ...], values: Array) -> None:
     ordered = flat[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     wide = values.reshape(flat.size, *target.shape[1:])
+    if starts.size == flat.size:  # no index twice
+        target[flat] += wide
+        return
     target[ordered[starts]] += np.add.reduceat(wide[order], starts, axis=0)
 
 

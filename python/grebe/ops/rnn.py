@@ -34,7 +34,8 @@ MODES = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 _STORED = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 4}
 
-_FUSED_ROWS = 8  # per step: below, w_ih is multiplied with all steps at once
+# Rows per step from which the kernel multiplies with w_ih too: packing it pays.
+_FUSED_ROWS, _FUSED_CELL_ROWS = 8, 64  # of several steps; of a single one
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # input, hidden, their biases
 State = tuple[Tensor, Tensor | None]  # h, and c for LSTM
@@ -72,9 +73,9 @@ class Steps:
         """Where the recurrence ends, for every sequence."""
         if self.reverse:
             return self.rows(0)
-        sizes = np.diff(self.offsets)
-        if sizes[-1] == sizes[0]:
+        if self.offsets[-1] == self.count * self.sequences:  # equal lengths
             return self.rows(self.count - 1)
+        sizes = np.diff(self.offsets)
         lengths = (sizes[:, None] > np.arange(sizes[0])).sum(0)
         return np.asarray(self.offsets[lengths - 1] + np.arange(sizes[0]))
 
@@ -252,8 +253,7 @@ def recurrent(
         h of all tokens, the last h of every sequence, for LSTM the last c.
     """
     fused = (
-        (steps.count > 1 or projection is not None)
-        and len(x.array) >= _FUSED_ROWS * steps.count
+        len(x.array) >= (_FUSED_ROWS if steps.count > 1 else _FUSED_CELL_ROWS) * steps.count
         and x.array.shape[1] > 0
     )
     inputs: tuple[Any, ...] = (x, h0, c0, *weights, projection)
@@ -277,7 +277,7 @@ def recurrent(
     full = None if projection is None else empty((rows, size), tokens.dtype, tokens)
     kernels(tokens).rnn(
         tokens if fused else None, w_ih if fused else None,
-        w_hh if steps.count > 1 or projection is not None else None,
+        w_hh if fused or steps.count > 1 or projection is not None else None,
         None if projection is None else contiguous(projection.array),
         bias if fused else None, inner, first,
         None if c0 is None else contiguous(c0.array.astype(sums, copy=False)), steps.offsets, gates,
