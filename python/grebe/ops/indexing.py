@@ -128,7 +128,8 @@ def _add_at(target: Array, index: tuple[Any, ...], values: Array) -> None:
     """
     rows, dim = index[-1], len(index) - 1
     only_rows = isinstance(rows, np.ndarray) and rows.dtype.kind in "iu"
-    if dim and only_rows and rows.ndim == 1 and index[:-1] == (slice(None),) * dim:
+    along = all(isinstance(part, slice) and part == slice(None) for part in index[:-1])
+    if dim and along and only_rows and rows.ndim == 1:
         _add_at(np.moveaxis(target, dim, 0), (rows,), np.moveaxis(values, dim, 0))
         return
     if dim or not only_rows or rows.size == 0 or target.ndim < 2:
