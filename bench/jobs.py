@@ -386,6 +386,105 @@ def add_large(name: str, inputs: int, call: Callable[..., Any]) -> None:
 for large_name, (large_inputs, large_call) in LARGE_CALLS.items():
     add_large(large_name, large_inputs, large_call)
 
+# ---- recurrent layers and cells ----
+
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+# kind, steps, sequences, input, hidden; projection, dtype, packed (half of the tokens)
+RECURRENT: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
+    (kind, *sizes, {})
+    for kind in ("LSTM", "GRU")
+    for sizes in ((35, 32, 256, 256), (32, 1024, 28, 32), (100, 64, 512, 512), (35, 1, 256, 256))
+] + [
+    ("RNN", 35, 32, 256, 256, {}),
+    ("LSTM", 35, 32, 256, 256, {"projection": 128}),
+    ("LSTM", 35, 32, 256, 256, {"dtype": "bfloat16"}),
+    ("GRU", 35, 32, 256, 256, {"dtype": "bfloat16"}),
+    ("LSTM", 35, 32, 256, 256, {"packed": True}),
+    ("GRU", 35, 32, 256, 256, {"packed": True}),
+    ("LSTM", 100, 64, 512, 512, {"packed": True}),
+]
+CELLS = [(kind, b, 256, 256) for kind in GATES for b in (1, 32, 256)]
+
+
+def lengths_of(steps: int, batch: int) -> Any:
+    """Sorted lengths from 1 to `steps`, half of it in the mean."""
+    drawn = np.random.default_rng(0).integers(1, steps + 1, batch)
+    drawn[0] = steps
+    return -np.sort(-drawn)
+
+
+def timed_module(lib: ModuleType, module: Any, x: Any, call: Callable[[], Any], grad: bool) -> Call:
+    """`call` without gradients, or with those of the parameters and of x."""
+
+    def run() -> None:
+        with lib.no_grad():
+            call()
+
+    if not grad:
+        return run
+    with lib.no_grad():
+        ones = lib.ones_like(call())
+
+    def run_both() -> None:
+        for tensor in (x, *module.parameters()):
+            tensor.grad = None
+        call().backward(ones)
+
+    return run_both
+
+
+def add_recurrent(
+    kind: str, steps: int, batch: int, inputs: int, hidden: int, options: dict[str, Any]
+) -> None:
+    projection, dtype = options.get("projection", 0), options.get("dtype", "float32")
+    tokens = int(lengths_of(steps, batch).sum()) if "packed" in options else steps * batch
+    state = projection or hidden
+    work = 2.0 * tokens * hidden * (GATES[kind] * (inputs + state) + projection)
+    name = f"{kind} T{steps} B{batch} I{inputs} H{hidden}" + "".join(
+        f", {key} {value}" for key, value in options.items()
+    ).replace("packed True", "packed")
+
+    def make(lib: ModuleType, grad: bool) -> Call | None:
+        if lib is np:
+            return None
+        wanted = getattr(lib, dtype)
+        more = {"proj_size": projection} if projection else {}
+        layer = getattr(lib.nn, kind)(inputs, hidden, **more).to(wanted)
+        (x,) = tensors_of(lib, noise(((steps, batch, inputs),)))
+        x = x.to(wanted).requires_grad_(grad)
+        if "packed" not in options:
+            return timed_module(lib, layer, x, lambda: layer(x)[0], grad)
+        lengths = lib.from_numpy(lengths_of(steps, batch))
+        pack = lib.nn.utils.rnn.pack_padded_sequence
+        return timed_module(lib, layer, x, lambda: layer(pack(x, lengths))[0].data, grad)
+
+    job("rnn", name, flops=work)(lambda lib: make(lib, False))
+    job("rnn", name, "forward+backward", flops=3 * work)(lambda lib: make(lib, True))
+
+
+def add_cell(kind: str, batch: int, inputs: int, hidden: int) -> None:
+    work = 2.0 * batch * GATES[kind] * hidden * (inputs + hidden)
+    name = f"{kind}Cell B{batch} I{inputs} H{hidden}"
+
+    def make(lib: ModuleType, grad: bool) -> Call | None:
+        if lib is np:
+            return None
+        cell = getattr(lib.nn, f"{kind}Cell")(inputs, hidden)
+        x, h, c = tensors_of(lib, noise(((batch, inputs), (batch, hidden), (batch, hidden))))
+        x.requires_grad_(grad)
+        if kind == "LSTM":
+            return timed_module(lib, cell, x, lambda: cell(x, (h, c))[0], grad)
+        return timed_module(lib, cell, x, lambda: cell(x, h), grad)
+
+    job("rnn", name, flops=work)(lambda lib: make(lib, False))
+    job("rnn", name, "forward+backward", flops=3 * work)(lambda lib: make(lib, True))
+
+
+for recurrent in RECURRENT:
+    add_recurrent(*recurrent)
+for cell_sizes in CELLS:
+    add_cell(*cell_sizes)
+
 # ---- training: whole steps of the networks of grebe.models ----
 
 # name: network, shape of an image, batch, learning rate
@@ -468,3 +567,57 @@ def prepare_loader(lib: ModuleType) -> Call | None:
             step(inputs, labels)
 
     return run
+
+
+# ---- training: texts ----
+
+
+def text_step(lib: ModuleType, net: Any, loss_of: Callable[[], Any]) -> Call:
+    optimizer = lib.optim.Adam(net.parameters(), lr=2e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of().backward()
+        lib.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def by_step(tensor: Any) -> Any:
+    """[B, T, ...] as [T B, ...]: so the logits of recurrent nets lie in memory."""
+    return tensor.transpose(0, 1).flatten(0, 1)
+
+
+def add_char_lm(kind: str) -> None:
+    vocabulary, batch, steps = 28, 1024, 32
+
+    @job("training", f"char LM, {kind.upper()}, H256 T{steps} B{batch}", "step", samples=batch)
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(0, vocabulary, (2, batch, steps))
+        x, y = tensors_of(lib, [tokens[0].copy(), tokens[1].copy()])
+        net = models_of(lib).RNNLM(vocabulary, 256, kind)
+        loss = lib.nn.functional.cross_entropy
+        return text_step(lib, net, lambda: loss(by_step(net(x)[0]), by_step(y)))
+
+
+@job("training", "seq2seq, GRU, 2 layers, H256 B128", "step", samples=128)
+def prepare_seq2seq(lib: ModuleType) -> Call | None:
+    if lib is np:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(3, 2000, (128, 9)), rng.integers(3, 10, 128)]
+    target = rng.integers(3, 3500, (128, 10))
+    source, lengths, x, y = tensors_of(lib, [*drawn, target[:, :-1].copy(), target[:, 1:].copy()])
+    net = models_of(lib).Seq2Seq(2000, 3500)
+    loss = lib.nn.functional.cross_entropy
+    return text_step(
+        lib, net, lambda: loss(by_step(net(source, lengths, x)), by_step(y), ignore_index=0)
+    )
+
+
+for char_lm_kind in ("gru", "lstm"):
+    add_char_lm(char_lm_kind)
