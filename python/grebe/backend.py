@@ -64,6 +64,19 @@ def copy(array: Array) -> Array:
     return array.copy(order="K") if result is NotImplemented else result
 
 
+_CAST = {(bfloat16, np.dtype(np.float32)), (np.dtype(np.float32), bfloat16)}
+
+
+def cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    """A copy in another dtype, in the same memory format."""
+    if (array.dtype, dtype) not in _CAST or not array.flags.c_contiguous or not array.flags.aligned:
+        with np.errstate(all="ignore"):
+            return array.astype(dtype)
+    result = empty(array.shape, dtype, array)
+    kernels(array).cast_bfloat16(array, result)
+    return result
+
+
 def readable(array: Array) -> Array:
     """`array`, or a copy where strides, alignment or byte order keep kernels from reading it."""
     odd = any(s % array.itemsize for s in array.strides)

@@ -18,6 +18,7 @@ import numpy as np
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..backend import Array, kernels, readable
+from ..backend import cast as cast_array
 from ..dtypes import get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, expect_tensor, method
 
@@ -103,14 +104,16 @@ def run_kernel(name: str, operands: list[Any], params: tuple[float, ...], dtype:
     """Casts the operands to the floating `dtype` and runs the kernel, 16-bit ones in float32."""
     work = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
     ready = [
-        float(o) if isinstance(o, Number) else readable(o.astype(work, copy=False))
+        float(o)
+        if isinstance(o, Number)
+        else readable(o if o.dtype == work else cast_array(o, work))
         for o in operands
     ]
     like = next(o for o in ready if not isinstance(o, float))
     y = getattr(kernels(like), name)(*ready, None, *params)
     if y is NotImplemented:
         raise TypeError(f"{name}: no kernel for {[getattr(o, 'dtype', o) for o in operands]}")
-    result: Array = y if work == dtype else y.astype(dtype)
+    result: Array = y if work == dtype else cast_array(y, dtype)
     return result
 
 

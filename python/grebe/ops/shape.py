@@ -15,6 +15,7 @@ import numpy as np
 
 from .._cpu import Node, TensorBase, record, wrap
 from ..autograd import record_many
+from ..backend import cast as cast_array
 from ..backend import contiguous as contiguous_array
 from ..backend import copy as copy_array
 from ..backend import empty as empty_array
@@ -818,8 +819,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         x = self.array
     if x.dtype == wanted:
         return clone(self) if copy else self
-    with np.errstate(all="ignore"):
-        y = x.astype(wanted)
+    y = cast_array(x, wanted)
     if not is_floating(wanted):
         return wrap(y)
     return record(Cast, y, (self,), (x.dtype,))
