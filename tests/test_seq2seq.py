@@ -11,7 +11,7 @@ import pytest
 import grebe
 import grebe.nn.functional as F
 from grebe import nn, optim
-from grebe.models import RNNLM, AdditiveAttention, Seq2Seq, masked_softmax
+from grebe.models import RNNLM, AdditiveAttention, Seq2Seq, TransformerSeq2Seq, masked_softmax
 from grebe.models.sampling import pick
 
 PAD, BOS, EOS = 0, 1, 2
@@ -233,3 +233,62 @@ def test_errors() -> None:
     state = _net().start(source, grebe.tensor([2]))
     with pytest.raises(ValueError, match="its own init_state"):
         net.decoder(target, state)
+
+
+# ---- Transformer ----
+
+
+def transformer(**options: Any) -> TransformerSeq2Seq:
+    return TransformerSeq2Seq(8, 7, 12, 16, 3, 2, **{"dropout": 0.0, "max_len": 9, **options})
+
+
+def test_transformer_steps_are_teacher_forcing() -> None:
+    net = transformer(dropout=0.3).eval()
+    source, lengths = grebe.randint(3, 8, (4, 5)), grebe.tensor([5, 1, 4, 3])
+    target = grebe.randint(3, 7, (4, 6))
+    whole = net(source, lengths, target).detach()
+    with grebe.no_grad():
+        state = net.start(source, lengths)
+        parts = []
+        for part in (target[:, :1], target[:, 1:4], target[:, 4:]):
+            logits, state = net.step(part, state)
+            parts.append(logits)
+    assert np.allclose(grebe.cat(parts, 1), whole, atol=1e-5)
+    longer = grebe.cat([source, grebe.randint(0, 8, (4, 2))], 1)
+    assert np.allclose(net(longer, lengths, target).detach(), whole, atol=1e-5)
+    for i, row in enumerate(net.greedy(source, lengths, BOS, EOS, 6)):
+        one = (source[i : i + 1], lengths[i : i + 1], BOS, EOS, 6)
+        assert net.beam_search(*one, beam_size=1) == row
+
+
+def test_transformer_beam_keeps_states_apart() -> None:
+    net = transformer().eval()
+    with grebe.no_grad():
+        net.linear.weight.mul_(4)
+    source, lengths = grebe.tensor([[3, 4, 3]]), grebe.tensor([3])
+    with grebe.no_grad():
+        state = net.start(source, lengths).select(grebe.tensor([0, 0]))
+        _, state = net.step(grebe.tensor([[1], [1]]), state)
+        logits, state = net.step(grebe.tensor([[3], [4]]), state)
+        logits, _ = net.step(grebe.tensor([[5], [5]]), state.select(grebe.tensor([1, 0])))
+        expected = net(source, lengths, grebe.tensor([[1, 4, 5]]))[0, -1]
+    assert np.allclose(logits[0, -1], expected, atol=1e-5)
+
+
+def test_transformer_learns_to_turn_round() -> None:
+    net = TransformerSeq2Seq(8, 8, 32, 32, 4, 2, 0.0, 9)
+    optimizer = optim.Adam(net.parameters(), lr=5e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        x = rng.integers(3, 8, (32, 4))
+        y = np.concatenate([np.full((32, 1), BOS), x[:, ::-1], np.full((32, 1), EOS)], 1)
+        logits = net(
+            grebe.from_numpy(x), grebe.tensor([4] * 32), grebe.from_numpy(y[:, :-1].copy())
+        )
+        loss = F.cross_entropy(logits.flatten(0, 1), grebe.from_numpy(y[:, 1:].copy()).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3
+    source, lengths = grebe.tensor([[3, 4, 5, 6], [7, 3, 3, 4]]), grebe.tensor([4, 4])
+    assert net.greedy(source, lengths, BOS, EOS, 8) == [[6, 5, 4, 3], [4, 3, 3, 7]]

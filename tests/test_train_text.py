@@ -235,7 +235,7 @@ def test_generate_refuses_what_it_cannot_use(capsys: pytest.CaptureFixture[str])
     refused("at least one letter, got '12'", "--prompt", "12")
     kept = result(Path("o"))
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"model": "lenet"}, "is not of a text model (char-lm, seq2seq, "),
+        ({"model": "lenet"}, "is not of a text model (char-lm, gpt, seq2seq, "),
         ({"weights": None}, "no epoch was complete"),
         ({"vocab": ["a"]}, "do not make a char-lm model: Vocab"),
         ({"vocab": kept["vocab"][:5]}, "do not make a char-lm model"),

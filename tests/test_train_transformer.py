@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 import grebe
 from grebe.__main__ import main
 from grebe.runner import Stepper, warm_cosine
-from test_train import result
+from test_train import make_data, result
 
+WORDS = dict(
+    zip("one two three four five six".split(), "un deux trois quatre cinq six".split(), strict=True)
+)
 SMALL = ["--hidden", "16", "--layers", "1", "--heads", "2", "--threads", "1", "--out", "o"]
 
 
@@ -19,6 +23,12 @@ SMALL = ["--hidden", "16", "--layers", "1", "--heads", "2", "--threads", "1", "-
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("t.txt").write_text("The quick brown Fox; it jumps over the lazy dog. " * 60)
+    lines = (f"{a} {b}.\t{y} {x} !" for a, x in WORDS.items() for b, y in WORDS.items())
+    Path("p.tsv").write_text("\n".join(lines))
+    rng = np.random.default_rng(0)
+    names = [*rng.permutation(list(WORDS) * 60)]
+    blocks = [f"{a} sees {a}. Then {a} calls {b}." for a, b in itertools.pairwise(names)]
+    Path("b.txt").write_text("\n\n".join(blocks))
 
 
 def train(*arguments: str) -> int:
@@ -43,6 +53,67 @@ def test_gpt(capsys: pytest.CaptureFixture[str]) -> None:
         assert captured.out.startswith("the quick ")
         assert len(captured.out) == 9 + 30 + 1
         assert "tokens/s" in captured.err
+
+
+PNG = b"\x89PNG\r\n"
+
+
+def test_heat_maps_of_gpt(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert train(*GPT, "--epochs", "1") == 0
+    generate = ["generate", "o", "--prompt", "The $ quick", "--length", "30"]
+    assert main([*generate, "--heatmaps", "h.png"]) == 0
+    assert Path("h.png").read_bytes().startswith(PNG)
+    capsys.readouterr()
+    assert main([*generate, "--heatmaps", "no/h.png"]) == 2
+    assert "--heatmaps: cannot write 'no/h.png'" in capsys.readouterr().err
+    assert main([*generate, "--beam", "3"]) == 2
+
+
+def test_transformer(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--epochs", "40", "--batch-size", "8", "--lr", "0.01", "--dropout", "0"]
+    assert train("transformer", "--data", "p.tsv", "--min-freq", "1", *options) == 0
+    printed = capsys.readouterr().out
+    got = result(Path("o"))
+    assert f"BLEU of the held-out sentences: {got['bleu']:.4f}" in printed
+    assert got["bleu"] > 0.5
+    assert got["loss"][-1] < 0.2
+    for beam in ([], ["--beam", "1"], ["--heatmaps", "h.png"]):
+        assert main(["generate", "o", "--prompt", "Two three.", *beam]) == 0
+        assert capsys.readouterr().out == "trois deux !\n"
+    assert Path("h.png").read_bytes().startswith(PNG)
+
+
+def test_bert(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--epochs", "16", "--batch-size", "16", "--lr", "0.01", "--dropout", "0"]
+    assert train("bert", "--data", "b.txt", "--num-steps", "16", *options) == 0
+    printed = capsys.readouterr().out
+    got = result(Path("o"))
+    assert "accuracy of the held-out hidden words" in printed
+    assert printed.count("<cls>") == 16
+    assert got["test_mlm_accuracy"][-1] > 0.5
+    assert got["test_mlm_loss"][-1] < got["test_mlm_loss"][0]
+    fill = ["generate", "o", "--prompt", "Two <mask> two."]
+    assert main([*fill, "--heatmaps", "h.png"]) == 0
+    assert capsys.readouterr().out == "two sees two .\n"
+    assert Path("h.png").read_bytes().startswith(PNG)
+    assert main([*fill, "--top", "3"]) == 0
+    assert capsys.readouterr().out.startswith("two sees|")
+    assert main(["generate", "o", "--prompt", "Two sees"]) == 2
+    assert "a text with <mask> in it" in capsys.readouterr().err
+    assert main(["generate", "o", "--prompt", "<mask> " * 15]) == 2
+    assert "at most 14 words" in capsys.readouterr().err
+
+
+def test_vit(tmp_path: Path) -> None:
+    make_data(tmp_path / "images", size=12)
+    assert train("vit", "--data", "images", "--resize", "12", "--patch", "4", "--epochs", "16",
+                 "--lr", "0.005", "--batch-size", "16", "--dropout", "0") == 0  # fmt: skip
+    got = result(Path("o"))
+    assert got["accuracy"] > 0.8
+    assert got["loss"][-1] < got["loss"][0] / 2
 
 
 def test_accumulation_is_one_update_of_larger_batches() -> None:
@@ -92,6 +163,12 @@ def test_learning_rate() -> None:
         (["gpt", "--cell", "gru"], "--cell does not belong to gpt"),
         (["gpt", "--data", "nowhere"], "prose or a text file, got 'nowhere'"),
         (["gpt", "--data", "t.txt", "--batch-size", "5000"], "try a smaller --batch-size"),
+        (["transformer"], "transformer needs a file with a sentence, a tab"),
+        (["transformer", "--data", "p.tsv", "--attention"], "does not belong to transformer"),
+        (["bert", "--data", "t.txt"], "expected several paragraphs"),
+        (["bert", "--hidden", "9"], "got 9 and 2"),
+        (["vit", "--data", "digits", "--patch", "7"], "--patch: 7 does not divide images of 96x96"),
+        (["vit", "--data", "digits", "--heads", "7"], "got 512 and 7"),
         (["lenet", "--heads", "2"], "--heads does not belong to lenet"),
     ],
 )

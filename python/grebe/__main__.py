@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 MODELS = (
     "softmax-regression", "mlp", "lenet", "alexnet", "vgg11", "nin", "googlenet", "resnet18",
-    "resnet34", "resnet50", "resnext50", "densenet",
+    "resnet34", "resnet50", "resnext50", "densenet", "vit",
 )  # fmt: skip
 TEXT_MODELS = ("char-lm", "seq2seq")
-TRANSFORMERS = ("gpt",)
+TRANSFORMERS = ("transformer", "gpt", "bert")
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad")
 
 
@@ -156,6 +156,8 @@ def _add_images(group: Any) -> None:
     group.add_argument(
         "--download", action="store_true", help="fetch the files of mnist or fashion-mnist to DIR"
     )
+    group.add_argument("--patch", metavar="N", type=_integer(1, 4096), help="vit: height and width "
+                       "of a patch (default: 16)")  # fmt: skip
     group.add_argument("--resize", metavar="N", type=_integer(1, 4096), help="resize images to NxN "
                        "pixels (default: 224 for alexnet, vgg11 and nin, 96 for googlenet, resnets "
                        "and densenet, as in the book; others take them as they are)")  # fmt: skip
@@ -170,6 +172,8 @@ def _add_texts(group: Any) -> None:
                        "attention weights (default: 0; seq2seq 0.2)")  # fmt: skip
     group.add_argument("--heads", metavar="N", type=_integer(1, 1024), help="Transformers: heads "
                        "of each attention (default: 4)")  # fmt: skip
+    group.add_argument("--ffn", metavar="N", type=size, help="transformer: features inside each "
+                       "layer's network (default: 64)")  # fmt: skip
     group.add_argument("--num-steps", metavar="N", type=steps, help="tokens per window (default: "
                        "35), or per sentence, the rest being cut off (default: 12)")  # fmt: skip
     group.add_argument("--clip", metavar="X", type=_positive, help="largest norm of the gradient "
@@ -204,6 +208,10 @@ def _add_generate(generate: argparse.ArgumentParser) -> None:
                           "fewest likeliest that have the probability P together")  # fmt: skip
     generate.add_argument("--seed", metavar="N", type=_integer(0, 2**63 - 1), help="char-lm: of "
                           "the draws (default: another each time)")  # fmt: skip
+    generate.add_argument("--top", metavar="N", type=_integer(1, 100), help="bert: show the N "
+                          "likeliest words of each gap (default: 1)")  # fmt: skip
+    generate.add_argument("--heatmaps", metavar="PNG", type=_path, help="draw the attention's "
+                          "weights to this file; needs matplotlib")  # fmt: skip
     generate.add_argument("--beam", metavar="N", type=_integer(1, 1000), help="seq2seq: sentences "
                           "kept under way; 1 is greedy search (default: 4)")  # fmt: skip
 

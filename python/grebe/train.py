@@ -63,6 +63,7 @@ RECIPES = {
     "resnet50": Recipe("sgd", 0.01, 96, 128),
     "resnext50": Recipe("sgd", 0.01, 96, 128),
     "densenet": Recipe("sgd", 0.01, 96, 128),
+    "vit": Recipe("adam", 3e-4, 96, 128),
 }
 _LAZY: dict[str, Callable[..., Module]] = {  # their layers take shape with the first images
     "alexnet": models.AlexNet,
@@ -86,6 +87,29 @@ class Config(BaseConfig):
     root: str = "data"
     download: bool = False
     resize: int | None = None
+
+
+@dataclass(frozen=True)
+class ViTConfig(Config):
+    """A Vision Transformer; the defaults are the book's."""
+
+    patch: int = 16
+    hidden: int = 512
+    heads: int = 8
+    layers: int = 2
+    dropout: float = 0.1
+
+    def net_options(self) -> dict[str, Any]:
+        """What the network is made from, beside the images' size and classes."""
+        return {
+            "patch_size": self.patch,
+            "num_hiddens": self.hidden,
+            "mlp_num_hiddens": 4 * self.hidden,
+            "num_heads": self.heads,
+            "num_layers": self.layers,
+            "emb_dropout": self.dropout,
+            "blk_dropout": self.dropout,
+        }
 
 
 @dataclass(frozen=True)
@@ -209,9 +233,11 @@ def _normalise(pixels: NDArray[np.uint8], mean: float, std: float) -> NDArray[np
 # ---- the network ----
 
 
-def _build(model: str, data: Data) -> Module:
-    height, width = data.train.size
+def _build(config: Config, data: Data) -> Module:
+    model, (height, width) = config.model, data.train.size
     classes = len(data.classes)
+    if isinstance(config, ViTConfig):
+        return _vision_transformer(config, data)
     if model == "softmax-regression":
         return models.SoftmaxRegression(height * width, classes)
     if model == "mlp":
@@ -225,6 +251,19 @@ def _build(model: str, data: Data) -> Module:
         raise UsageError(
             f"--resize: images of {height}x{width} are too small for {model}: {one_line(error)}"
         ) from None
+
+
+def _vision_transformer(config: ViTConfig, data: Data) -> Module:
+    (height, width), classes = data.train.size, len(data.classes)
+    if height != width or height % config.patch:
+        raise UsageError(
+            f"--patch: {config.patch} does not divide images of {height}x{width}; see --resize"
+        )
+    if config.hidden % config.heads:
+        raise UsageError(
+            f"--hidden must be divisible by --heads, got {config.hidden} and {config.heads}"
+        )
+    return models.ViT(height, num_classes=classes, **config.net_options())
 
 
 # ---- training ----
@@ -286,7 +325,7 @@ class Run(BaseRun):
         plan = make_plan(
             config, data.name, (recipe.optimizer, recipe.lr), 30 if small else 10, batch_size
         )
-        super().__init__(config, plan, data.name, lambda: _build(config.model, data))
+        super().__init__(config, plan, data.name, lambda: _build(config, data))
         self.history.update(train_accuracy=[], test_accuracy=[])
         self.confusion: NDArray[np.int64] | None = None
         self._latest: NDArray[np.int64] | None = None
@@ -350,4 +389,5 @@ class Run(BaseRun):
 
 def make_run(options: Mapping[str, Any]) -> Run:
     """The run that command line options ask for; UsageError if it cannot be."""
-    return Run(make_config(Config, options))
+    kind = ViTConfig if options["model"] == "vit" else Config
+    return Run(make_config(kind, options))

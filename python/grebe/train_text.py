@@ -264,15 +264,15 @@ class Seq2SeqRun(BaseRun):
         "loss": ("C0-", "loss"),
         "test_bleu": ("C2-", "held-out BLEU"),
     }
+    recipe: ClassVar[tuple[str, float]] = ("adam", 2e-3)
 
-    def __init__(self, config: Seq2SeqConfig) -> None:
+    def __init__(self, config: Any) -> None:
         """Load everything; raises UsageError or ValueError before anything is trained."""
-        if config.dropout and config.layers == 1 and not config.attention:
-            config = self._without_dropout(config)
+        config = self.checked(config)
         if config.data is None or not os.path.isfile(config.data):
             raise UsageError(
-                "--data: seq2seq needs a file with a sentence, a tab and its translation on each "
-                f"line, got {config.data!r}"
+                f"--data: {config.model} needs a file with a sentence, a tab and its translation "
+                f"on each line, got {config.data!r}"
             )
         pairs = read_pairs(config.data, config.max_pairs)
         train, self.held_out = split_pairs(*tokenize_pairs(pairs))
@@ -289,9 +289,33 @@ class Seq2SeqRun(BaseRun):
         self.target = encode_sentences(
             [t for _, t in train], self.target_vocab, self.steps + 1, bos=True
         )
-        self.net_options: dict[str, Any] = {
+        self.net_options = {
             "source_size": len(self.source_vocab),
             "target_size": len(self.target_vocab),
+            **self.options_of_net(config),
+        }
+        plan = make_plan(config, config.data, self.recipe, 20, 64)
+        super().__init__(config, plan, config.data, self.build)
+        self.step.clip = config.clip
+        self.history.update(test_bleu=[])
+
+    # ---- what depends on the model ----
+
+    def checked(self, config: Any) -> Any:
+        """The configuration, with a default that fits; UsageError for options that do not."""
+        if not config.dropout or config.layers > 1 or config.attention:
+            return config
+        # One layer without attention has no place for dropout: the default then is none.
+        if config.dropout != Seq2SeqConfig.dropout:
+            raise UsageError(
+                "--dropout stands between layers and on attention weights: it needs --layers 2 or "
+                "more, or --attention"
+            )
+        return dataclasses.replace(config, dropout=0.0)
+
+    def options_of_net(self, config: Any) -> dict[str, Any]:
+        """What the network is made from, beside the sizes of the vocabularies."""
+        return {
             "embed_size": config.embed,
             "num_hiddens": config.hidden,
             "num_layers": config.layers,
@@ -299,20 +323,12 @@ class Seq2SeqRun(BaseRun):
             "attention": config.attention,
             "bidirectional": config.bidirectional,
         }
-        plan = make_plan(config, config.data, ("adam", 2e-3), 20, 64)
-        super().__init__(config, plan, config.data, lambda: Seq2Seq(**self.net_options))
-        self.step.clip = config.clip
-        self.history.update(test_bleu=[])
 
-    @staticmethod
-    def _without_dropout(config: Seq2SeqConfig) -> Seq2SeqConfig:
-        """One layer without attention has no place for dropout: the default then is none."""
-        if config.dropout != Seq2SeqConfig.dropout:
-            raise UsageError(
-                "--dropout stands between layers and on attention weights: it needs --layers 2 or "
-                "more, or --attention"
-            )
-        return dataclasses.replace(config, dropout=0.0)
+    def build(self) -> Any:
+        """The network."""
+        return Seq2Seq(**self.net_options)
+
+    # ---- epochs ----
 
     def describe(self) -> str:
         return (

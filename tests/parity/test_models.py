@@ -89,6 +89,54 @@ def test_gpt() -> None:
         assert ours.generate([3, 1, 4], 40, *how) == theirs.generate([3, 1, 4], 40, *how)
 
 
+def test_vit() -> None:
+    rng = np.random.default_rng(0)
+    sizes = (12, 4, 2, 24, 40, 3, 2, 0.0, 0.0)
+    ours, theirs = (models_of(lib).ViT(*sizes).double() for lib in (grebe, torch))
+    x, y = rng.standard_normal((3, 2, 12, 12)), rng.integers(0, 10, 3)
+    _same_loss_and_gradients(ours, theirs, [x], y)
+
+
+def test_transformer() -> None:
+    rng = np.random.default_rng(0)
+    sizes = (9, 8, 24, 20, 3, 2, 0.0, 16)
+    ours, theirs = (models_of(lib).TransformerSeq2Seq(*sizes).double() for lib in (grebe, torch))
+    source, lengths = rng.integers(0, 9, (4, 5)), np.array([3, 5, 1, 4])
+    target = rng.integers(0, 8, (4, 7))
+    inputs = [source, lengths, target[:, :-1].copy()]
+    _same_loss_and_gradients(ours, theirs, inputs, target[:, 1:].copy())
+    found = []
+    for lib, net in ((grebe, ours), (torch, theirs)):
+        x, n = lib.from_numpy(source), lib.from_numpy(lengths)
+        found.append((net.greedy(x, n, 1, 2, 9), net.beam_search(x[:1], n[:1], 1, 2, 9, 3)))
+    assert found[0] == found[1]
+
+
+def test_attention_maps() -> None:
+    rng = np.random.default_rng(0)
+    sizes = (9, 8, 24, 20, 3, 2, 0.0, 16)
+    nets = [models_of(lib).TransformerSeq2Seq(*sizes).double() for lib in (grebe, torch)]
+    nets[0].load_state_dict(nets[1].state_dict())
+    inputs = [rng.integers(0, 9, (4, 5)), np.array([3, 5, 1, 4]), rng.integers(0, 8, (4, 7))]
+    maps = []
+    for lib, net in zip((grebe, torch), nets, strict=True):
+        net.eval()
+        x = [lib.from_numpy(array) for array in inputs]
+        plain = net(*x)
+        with models_of(lib).attention_maps(net) as found:
+            same = net(*x)
+        assert np.allclose(plain.detach().numpy(), same.detach().numpy())
+        maps.append({name: weights.numpy() for name, weights in found.items()})
+        found.clear()
+        net(*x)
+        assert not found
+    assert sorted(maps[0]) == sorted(maps[1])
+    assert maps[0]["decoder.1.multihead_attn"].shape == (4, 3, 7, 5)
+    assert not maps[0]["decoder.1.multihead_attn"][2, ..., 1:].any()
+    for name, weights in maps[0].items():
+        np.testing.assert_allclose(weights, maps[1][name], atol=1e-6)
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
 def test_seq2seq(attention: bool, bidirectional: bool) -> None:

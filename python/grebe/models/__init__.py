@@ -4,7 +4,21 @@ They are made of plain layers only: on `torch.nn` the same files define the same
 """
 
 from .alexnet import AlexNet
-from .attention import AdditiveAttention, DotProductAttention, masked_softmax, nadaraya_watson
+from .attention import (
+    AdditiveAttention,
+    DotProductAttention,
+    attention_maps,
+    masked_softmax,
+    nadaraya_watson,
+)
+from .bert import (
+    BERT,
+    BERTConfig,
+    BERTForPreTraining,
+    BERTForQuestionAnswering,
+    BERTForSequenceClassification,
+    BERTForTokenClassification,
+)
 from .densenet import DenseBlock, DenseNet
 from .googlenet import GoogLeNet, Inception
 from .gpt import GPT, GPTConfig
@@ -17,9 +31,12 @@ from .resnet import Residual, ResNet, ResNet18, ResNet34, ResNet50, ResNeXt50, R
 from .rnn_lm import RNNLM
 from .seq2seq import AttentionDecoder, Seq2Seq, Seq2SeqDecoder, Seq2SeqEncoder
 from .softmax_regression import SoftmaxRegression
+from .transformer import TransformerSeq2Seq
 from .vgg import VGG, VGG11
+from .vit import ViT
 
 __all__ = [
+    "BERT",
     "GPT",
     "MLP",
     "RNNLM",
@@ -28,6 +45,11 @@ __all__ = [
     "AdditiveAttention",
     "AlexNet",
     "AttentionDecoder",
+    "BERTConfig",
+    "BERTForPreTraining",
+    "BERTForQuestionAnswering",
+    "BERTForSequenceClassification",
+    "BERTForTokenClassification",
     "DenseBlock",
     "DenseNet",
     "DotProductAttention",
@@ -50,7 +72,10 @@ __all__ = [
     "Seq2SeqDecoder",
     "Seq2SeqEncoder",
     "SoftmaxRegression",
+    "TransformerSeq2Seq",
+    "ViT",
     "apply_init",
+    "attention_maps",
     "init_cnn",
     "masked_softmax",
     "nadaraya_watson",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .. import Tensor, arange, nn
 
@@ -186,3 +188,46 @@ class AdditiveAttention(nn.Module):
         weights = masked_softmax(self.w_v(features).squeeze(-1), valid_lens)
         self.attention_weights = weights.detach()
         return self.dropout(weights).bmm(values)
+
+
+# ---- heat maps ----
+
+
+@contextlib.contextmanager
+def attention_maps(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within it every `nn.MultiheadAttention` of `net` leaves its weights in the dictionary.
+
+    By the layer's name, [B, H, L, S], those of its last call. Attention holds all weights in memory
+    meanwhile. D2L section 11.7.6.
+    """
+    found: dict[str, Tensor] = {}
+    layers: list[tuple[str, Any]] = [
+        (n, m) for n, m in net.named_modules() if isinstance(m, nn.MultiheadAttention)
+    ]
+    for name, layer in layers:
+        layer.forward = _recorded(name, layer.forward, found)
+    try:
+        yield found
+    finally:
+        for _, layer in layers:
+            del layer.forward
+
+
+def _recorded(name: str, forward: Any, found: dict[str, Tensor]) -> Any:
+    def recorded(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        y, weights = forward(query, key, value, key_padding_mask, True, attn_mask, False, is_causal)
+        found[name] = weights.detach()
+        if need_weights and average_attn_weights:
+            weights = weights.mean(1)
+        return y, weights if need_weights else None
+
+    return recorded

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import Tensor, from_numpy, nn
 from .cache import KVCache, self_attend
+from .layers import encoder_layer, feed_forward
 from .sampling import check_sampling, evaluation, pick
 
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
@@ -260,26 +261,22 @@ class GPT(nn.Module):
         return net.eval()
 
 
-def _layer(config: GPTConfig) -> nn.Module:
-    layer = nn.TransformerEncoderLayer(
+def _layer(config: GPTConfig) -> Any:
+    return encoder_layer(
         config.n_embd,
         config.n_head,
         config.n_inner or 4 * config.n_embd,
         config.dropout,
         functools.partial(nn.functional.gelu, approximate="tanh"),
         config.layer_norm_epsilon,
-        batch_first=True,
         norm_first=True,
     )
-    layer.dropout.p = 0.0  # GPT-2 has none after the activation
-    return layer
 
 
 def _with_cache(layer: Any, x: Tensor, cache: KVCache, index: int) -> Tensor:
     """A pre-norm layer in evaluation mode for the tokens that follow those in the cache."""
     x = x + self_attend(layer.self_attn, layer.norm1(x), cache, index)
-    result: Tensor = x + layer.linear2(layer.activation(layer.linear1(layer.norm2(x))))
-    return result
+    return x + feed_forward(layer, layer.norm2(x))
 
 
 def _from_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

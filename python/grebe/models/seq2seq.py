@@ -158,55 +158,16 @@ class AttentionDecoder(nn.Module):
         return self.linear(cat(outputs)).transpose(0, 1), state._replace(hidden=hidden)
 
 
-class Seq2Seq(nn.Module):
-    """An encoder and a decoder of GRUs, trained by teacher forcing. D2L section 10.7.
+class Translator(nn.Module):
+    """What search needs of an encoder and a decoder; a state can be asked for rows by `select`."""
 
-    Args:
-        source_size: tokens of the source's vocabulary.
-        target_size: tokens of the target's.
-        embed_size: features of a token.
-        num_hiddens: units of each GRU.
-        num_layers: layers of each GRU.
-        dropout: between layers, and on attention weights.
-        attention: `AttentionDecoder` instead of `Seq2SeqDecoder`.
-        bidirectional: of the encoder.
-
-    Weights start by Xavier's rule, as in the book, embeddings from N(0, 1), biases of linear layers
-    at zero.
-
-    Shape: source [B, S], lengths [B] (1 ... S), target [B, T] -> logits [B, T, target_size]. In the
-    loss, leave padding out: ``cross_entropy(logits.flatten(0, 1), labels.flatten(),
-    ignore_index=pad)``.
-    """
-
-    def __init__(
-        self,
-        source_size: int,
-        target_size: int,
-        embed_size: int = 256,
-        num_hiddens: int = 256,
-        num_layers: int = 2,
-        dropout: float = 0.2,
-        attention: bool = False,
-        bidirectional: bool = False,
-    ) -> None:
-        super().__init__()
-        sizes = (embed_size, num_hiddens, num_layers, dropout)
-        self.encoder = Seq2SeqEncoder(source_size, *sizes, bidirectional=bidirectional)
-        self.decoder: Any = (
-            AttentionDecoder(target_size, *sizes, encoder_size=self.encoder.output_size)
-            if attention
-            else Seq2SeqDecoder(target_size, *sizes)
-        )
-        self.apply(init_seq2seq)
-
-    def start(self, source: Tensor, lengths: Tensor) -> State:
+    def start(self, source: Tensor, lengths: Tensor) -> Any:
         """The decoder's state before the first token."""
-        return self.decoder.init_state(*self.encoder(source, lengths), lengths)
+        raise NotImplementedError
 
-    def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        logits, _ = self.decoder(target, self.start(source, lengths))
-        return logits
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Logits [B, T, V] after each of the next tokens [B, T], and the state behind them."""
+        raise NotImplementedError
 
     def greedy(
         self, source: Tensor, lengths: Tensor, bos: int, eos: int, max_steps: int
@@ -222,7 +183,7 @@ class Seq2Seq(nn.Module):
             last = np.full(len(source), bos)
             ended = np.zeros(len(source), bool)
             while len(chosen) < max_steps and not ended.all():
-                logits, state = self.decoder(from_numpy(last[:, None]), state)
+                logits, state = self.step(from_numpy(last[:, None]), state)
                 last = logits.numpy()[:, -1].argmax(1)
                 chosen.append(last)
                 ended |= last == eos
@@ -269,12 +230,67 @@ class Seq2Seq(nn.Module):
             state = self.start(source, lengths)
             for _ in range(max_steps):
                 last = from_numpy(np.array([[row[-1]] for row in beam.alive]))
-                logits, state = self.decoder(last, state)
+                logits, state = self.step(last, state)
                 rows = beam.extend(logits.numpy()[:, -1])
                 if beam.ended():
                     break
                 state = state.select(from_numpy(np.array(rows)))
         return beam.best()
+
+
+class Seq2Seq(Translator):
+    """An encoder and a decoder of GRUs, trained by teacher forcing. D2L section 10.7.
+
+    Args:
+        source_size: tokens of the source's vocabulary.
+        target_size: tokens of the target's.
+        embed_size: features of a token.
+        num_hiddens: units of each GRU.
+        num_layers: layers of each GRU.
+        dropout: between layers, and on attention weights.
+        attention: `AttentionDecoder` instead of `Seq2SeqDecoder`.
+        bidirectional: of the encoder.
+
+    Weights start by Xavier's rule, as in the book, embeddings from N(0, 1), biases of linear layers
+    at zero.
+
+    Shape: source [B, S], lengths [B] (1 ... S), target [B, T] -> logits [B, T, target_size]. In the
+    loss, leave padding out: ``cross_entropy(logits.flatten(0, 1), labels.flatten(),
+    ignore_index=pad)``.
+    """
+
+    def __init__(
+        self,
+        source_size: int,
+        target_size: int,
+        embed_size: int = 256,
+        num_hiddens: int = 256,
+        num_layers: int = 2,
+        dropout: float = 0.2,
+        attention: bool = False,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = (embed_size, num_hiddens, num_layers, dropout)
+        self.encoder = Seq2SeqEncoder(source_size, *sizes, bidirectional=bidirectional)
+        self.decoder: Any = (
+            AttentionDecoder(target_size, *sizes, encoder_size=self.encoder.output_size)
+            if attention
+            else Seq2SeqDecoder(target_size, *sizes)
+        )
+        self.apply(init_seq2seq)
+
+    def start(self, source: Tensor, lengths: Tensor) -> State:
+        state: State = self.decoder.init_state(*self.encoder(source, lengths), lengths)
+        return state
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        logits, state = self.decoder(tokens, state)
+        return logits, state
+
+    def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        logits, _ = self.decoder(target, self.start(source, lengths))
+        return logits
 
 
 class _Beam:
