@@ -262,15 +262,21 @@ def test_winograd_errs_at_most_twice_as_much_as_direct_sums() -> None:
     # A column of zeros makes the kernel 3x4, which takes the direct way to the same values.
     generator = np.random.default_rng(0)
     errors = []
-    for channels, size in ((64, 16), (256, 8), (512, 4)):
+    for channels, size, stride in (
+        (64, 16, 1),
+        (256, 8, 1),
+        (512, 4, 1),
+        (64, 32, 2),
+        (256, 10, 2),
+    ):
         x = np.maximum(generator.standard_normal((4, channels, size, size)), 0)
         w = generator.standard_normal((channels, channels, 3, 3)) * (2 / 9 / channels) ** 0.5
-        dy = generator.standard_normal((4, channels, size, size))
+        dy = generator.standard_normal((4, channels, size // stride, size // stride))
         wide_x, wide_w = np.pad(x, 3 * [(0, 0)] + [(0, 1)]), np.pad(w, 3 * [(0, 0)] + [(0, 1)])
 
-        def passes(x: Any, w: Any, dtype: Any, dy: Any = dy) -> list[Any]:
+        def passes(x: Any, w: Any, dtype: Any, dy: Any = dy, stride: Any = stride) -> list[Any]:
             a, b = (grebe.from_numpy(v.astype(dtype)).requires_grad_() for v in (x, w))
-            y = conv2d(a, b, padding=1)
+            y = conv2d(a, b, padding=1, stride=stride)
             y.backward(grebe.from_numpy(dy.astype(dtype)))
             return [y.detach().numpy(), a.grad.numpy(), b.grad.numpy()]
 

@@ -575,12 +575,19 @@ struct WeightSums {
 
 // ---- which way ----
 
-constexpr int64_t kWinogradMap = 10;  // pixels: on less, the direct way skips the border
+// Pixels of a map: on less, the direct way skips the border.
+constexpr int64_t kWinogradMap = 10;
+constexpr int64_t kStridedWinogradMap = 17;  // of the output
 
-bool by_winograd(const View& w, const View& y, const Steps& s) {
-  return y.shape[2] * y.shape[3] >= kWinogradMap && w.dtype == DType::kFloat32 && w.shape[2] == 3 &&
-         w.shape[3] == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
-         s.dilation_w == 1;
+bool by_winograd(const View& w, const Steps& s, int64_t stride) {
+  return w.dtype == DType::kFloat32 && w.shape[2] == 3 && w.shape[3] == 3 && s.stride_h == stride &&
+         s.stride_w == stride && s.dilation_h == 1 && s.dilation_w == 1;
+}
+bool by_plain_winograd(const View& w, const View& to, const Steps& s) {
+  return by_winograd(w, s, 1) && to.shape[2] * to.shape[3] >= kWinogradMap;
+}
+bool by_strided_winograd(const View& w, const View& y, const Steps& s) {
+  return by_winograd(w, s, 2) && y.shape[2] * y.shape[3] >= kStridedWinogradMap;
 }
 
 Axis rows_axis(const View& w, const Steps& s, bool transposed) {
@@ -643,9 +650,10 @@ bool direct_grad_weight(const View& grad, const View& x, const View& gw, const V
   return f.run();
 }
 
+template <class S>
 bool winograd_forward(const View& x, const View& w, const View& bias, const View& y,
                       const Steps& s) {
-  Winograd f{};
+  Winograd<S> f{};
   f.x = image_of<float>(x);
   f.y = image_of<float>(y);
   f.pad_h = s.pad_h;
@@ -655,19 +663,29 @@ bool winograd_forward(const View& x, const View& w, const View& bias, const View
   return f.run();
 }
 
-bool winograd_grad_input(const View& grad, const View& w, const View& gx, const Steps& s) {
-  Winograd f{};
+// Tiles begin with the gradient pad_h, pad_w before the first.
+template <class S>
+bool winograd_grad_input(const View& grad, const View& w, const View& gx, int64_t pad_h,
+                         int64_t pad_w) {
+  Winograd<S> f{};
   f.x = image_of<float>(grad);
   f.y = image_of<float>(gx);
-  f.pad_h = 2 - s.pad_h;
-  f.pad_w = 2 - s.pad_w;
+  f.pad_h = pad_h;
+  f.pad_w = pad_w;
   f.kernels = {data<float>(w), f.y.channels, f.x.channels, 9, 9 * f.y.channels, true};
   return f.run();
 }
 
+bool winograd_grad_strided_input(const View& grad, const View& w, const View& gx, const Steps& s) {
+  const int64_t rows = s.pad_h / 2, columns = s.pad_w / 2;
+  return s.pad_h % 2 ? winograd_grad_input<Upsampling<true>>(grad, w, gx, -rows, -columns)
+                     : winograd_grad_input<Upsampling<false>>(grad, w, gx, 1 - rows, 1 - columns);
+}
+
+template <class S>
 bool winograd_grad_weight(const View& grad, const View& x, const View& gw, const View& gb,
                           const Steps& s) {
-  WinogradWeight f{};
+  WinogradWeight<S> f{};
   f.x = image_of<float>(x);
   f.grad = image_of<float>(grad);
   f.pad_h = s.pad_h;
@@ -684,20 +702,25 @@ bool is_deep(const View& x, const View& w, int64_t groups) {
 }
 
 bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& s) {
-  if (by_winograd(w, y, s)) return winograd_forward(x, w, bias, y, s);
+  if (by_plain_winograd(w, y, s)) return winograd_forward<Plain>(x, w, bias, y, s);
+  if (by_strided_winograd(w, y, s)) return winograd_forward<Strided>(x, w, bias, y, s);
   return x.dtype == DType::kFloat32 ? direct_forward<float>(x, w, bias, y, s)
                                     : direct_forward<double>(x, w, bias, y, s);
 }
 
 bool deep_grad_input(const View& grad, const View& w, const View& gx, const Steps& s) {
-  if (by_winograd(w, gx, s)) return winograd_grad_input(grad, w, gx, s);
+  if (by_plain_winograd(w, gx, s))
+    return winograd_grad_input<Plain>(grad, w, gx, 2 - s.pad_h, 2 - s.pad_w);
+  if (by_strided_winograd(w, grad, s) && s.pad_h % 2 == s.pad_w % 2)
+    return winograd_grad_strided_input(grad, w, gx, s);
   return grad.dtype == DType::kFloat32 ? direct_grad_input<float>(grad, w, gx, s)
                                        : direct_grad_input<double>(grad, w, gx, s);
 }
 
 bool deep_grad_weight(const View& grad, const View& x, const View& gw, const View& gb,
                       const Steps& s) {
-  if (by_winograd(gw, grad, s)) return winograd_grad_weight(grad, x, gw, gb, s);
+  if (by_plain_winograd(gw, grad, s)) return winograd_grad_weight<Plain>(grad, x, gw, gb, s);
+  if (by_strided_winograd(gw, grad, s)) return winograd_grad_weight<Strided>(grad, x, gw, gb, s);
   return grad.dtype == DType::kFloat32 ? direct_grad_weight<float>(grad, x, gw, gb, s)
                                        : direct_grad_weight<double>(grad, x, gw, gb, s);
 }

@@ -1,5 +1,5 @@
-// Convolution of 3x3 kernels, stride 1, by Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray,
-// "Fast Algorithms for Convolutional Neural Networks", 2016), float32.
+// Convolution of 3x3 kernels, stride 1 or 2, by Winograd's minimal filtering F(2x2, 3x3) (Lavin and
+// Gray, "Fast Algorithms for Convolutional Neural Networks", 2016), float32.
 //
 // 2x2 outputs of a channel come from 4x4 inputs d and the kernel g as A^T [(G g G^T) . (B^T d B)] A:
 // 16 products instead of 36. Summed over the input channels, each of the 16 points is a matrix
@@ -7,21 +7,24 @@
 // The input gradient is the same with kernels turned around and channels exchanged. The weight
 // gradient is the transposed algorithm: G^T [sum over tiles (B^T d B) . (A dy A^T)] G.
 //
+// With stride 2, even inputs meet two taps, odd inputs one: two outputs of a row are F(2, 2) of three
+// even inputs, three products, and two products of odd inputs. So 5x5 inputs give 2x2 outputs with 25
+// products instead of 36; the same the other way for the input gradient, 3x3 gradients to 4x4 inputs.
+//
 // Only halves and sums enter the transforms: errors stay below twice those of direct summation.
 // Infinities and NaN spread over the 4x4 inputs of a tile.
 //
 // Layout. A job is a run of tile rows (of one or more images) for some output channels. Input rows
-// are copied padded with the channels in the lanes; then, per job: points V[16][tile][in], products
-// M[16][tile][channel of a group], transformed into rows of results, copied out in any format.
-// Kernels U[16][strip][in][lane] are made once for all jobs. V and M stay in the L2 cache.
+// are copied padded with the channels in the lanes; then, per job: points V[point][tile][in], products
+// M[point][tile][channel of a group], transformed into rows of results, copied out in any format.
+// Kernels U[point][strip][in][lane] are made once for all jobs. V and M stay in the L2 cache.
 #pragma once
 #include "images.h"
 
 namespace grebe::GREBE_ISA {
 namespace {
 
-constexpr int kPoints = 16;
-constexpr int64_t kTiles = 48;  // of a job, where rows are no longer than that
+constexpr int64_t kTilePoints = 768;  // of a job, where rows are no longer than that
 
 constexpr int64_t kChain = 256;  // channels between two stores of a tile
 
@@ -78,24 +81,114 @@ struct KernelGradTransform {  // G^T
   }
 };
 
+struct StridedInputTransform {
+  static constexpr int kIn = 5, kOut = 5;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0] - x[2];
+    y[1] = x[2];
+    y[2] = x[2] - x[4];
+    y[3] = x[1];
+    y[4] = x[3];
+  }
+};
+struct StridedKernelTransform {
+  static constexpr int kIn = 3, kOut = 5;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0];
+    y[1] = x[0] + x[2];
+    y[2] = x[2];
+    y[3] = y[4] = x[1];
+  }
+};
+struct StridedOutputTransform {
+  static constexpr int kIn = 5, kOut = 2;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0] + x[1] + x[3];
+    y[1] = x[1] - x[2] + x[4];
+  }
+};
+struct StridedOutputGradTransform {
+  static constexpr int kIn = 2, kOut = 5;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = y[3] = x[0];
+    y[1] = x[0] + x[1];
+    y[2] = -x[1];
+    y[4] = x[1];
+  }
+};
+struct StridedKernelGradTransform {
+  static constexpr int kIn = 5, kOut = 3;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0] + x[1];
+    y[1] = x[3] + x[4];
+    y[2] = x[1] + x[2];
+  }
+};
+// Gradients of stride 2 to inputs, kernels turned around. Inputs at even positions (padding counts)
+// take two taps: where they come second in a tile, kOdd, they need one gradient more at its end.
+template <bool kOdd>
+struct UpsamplingInputTransform {
+  static constexpr int kIn = 3, kOut = 5;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[0] = x[0] - x[1];
+    y[1] = x[1];
+    y[2] = x[1] - x[2];
+    y[3] = x[kOdd ? 0 : 1];
+    y[4] = x[kOdd ? 1 : 2];
+  }
+};
+template <bool kOdd>
+struct UpsamplingOutputTransform {
+  static constexpr int kIn = 5, kOut = 4;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    y[kOdd ? 1 : 0] = x[0] + x[1];
+    y[kOdd ? 3 : 2] = x[1] - x[2];
+    y[kOdd ? 0 : 1] = x[3];
+    y[kOdd ? 2 : 3] = x[4];
+  }
+};
+
+// The transforms that belong together; inputs from one tile to the next.
+template <class InputT, class KernelT, class OutputT, int kInputStep>
+struct Scheme {
+  using Input = InputT;
+  using Kernel = KernelT;
+  using Output = OutputT;
+  static constexpr int kPoints = Input::kOut * Input::kOut, kStep = kInputStep;
+  static constexpr int64_t kTiles = kTilePoints / kPoints;  // of a job
+
+  static int64_t pixels(int64_t tiles) { return (tiles - 1) * kStep + Input::kIn; }  // of a row
+};
+struct Plain : Scheme<InputTransform, KernelTransform, OutputTransform, 2> {
+  using OutputGrad = OutputGradTransform;
+  using KernelGrad = KernelGradTransform;
+};
+struct Strided : Scheme<StridedInputTransform, StridedKernelTransform, StridedOutputTransform, 4> {
+  using OutputGrad = StridedOutputGradTransform;
+  using KernelGrad = StridedKernelGradTransform;
+};
+template <bool kOdd>
+struct Upsampling : Scheme<UpsamplingInputTransform<kOdd>, StridedKernelTransform,
+                           UpsamplingOutputTransform<kOdd>, 2> {};
+
 // y = F x F^T: columns, then rows. Element (i, j) of x is read by from(i, j), of y given to to(i, j).
 template <class F, class From, class To>
 GREBE_INLINE void transform(const From& from, const To& to) {
   V32 half[F::kOut][F::kIn];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int j = 0; j < F::kIn; ++j) {
     V32 x[F::kIn], y[F::kOut];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int i = 0; i < F::kIn; ++i) x[i] = from(i, j);
     F::apply(x, y);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int i = 0; i < F::kOut; ++i) half[i][j] = y[i];
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int i = 0; i < F::kOut; ++i) {
     V32 y[F::kOut];
     F::apply(half[i], y);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int j = 0; j < F::kOut; ++j) to(i, j, y[j]);
   }
 }
@@ -123,6 +216,7 @@ struct Kernels {
 };
 
 // u[point][strip][k][lane]
+template <class F>
 void transform_kernels(const Kernels& from, const Strips<float>& strips, float* u) {
   constexpr int64_t L = lanes<float>;
   const int64_t plane = apart(from.k_channels * strips.width());
@@ -137,12 +231,12 @@ void transform_kernels(const Kernels& from, const Strips<float>& strips, float* 
           copy_plane(taps, L, int64_t{1}, from.w + lane * from.lane_step + k * from.k_step,
                      int64_t{1}, from.lane_step, int64_t{9}, left);
           float* to = u + first * from.k_channels + k * size + lane - first;
-          transform<KernelTransform>(
+          transform<F>(
               [&](int i, int j) {
                 const int tap = 3 * i + j;
                 return load(taps + (from.flip ? 8 - tap : tap) * L);
               },
-              [&](int i, int j, V32 v) { store(to + (4 * i + j) * plane, v); });
+              [&](int i, int j, V32 v) { store(to + (F::kOut * i + j) * plane, v); });
         }
     }
   });
@@ -150,15 +244,17 @@ void transform_kernels(const Kernels& from, const Strips<float>& strips, float* 
 
 // ---- forward and input gradient ----
 
+template <class S>
 struct Winograd {
   Image<float> x, y;
-  int64_t pad_h, pad_w;  // negative: rows and columns left out
+  int64_t pad_h, pad_w;  // of x; negative: rows and columns left out
   Kernels kernels;
   const float* bias;
 
-  int64_t tile_rows() const { return (y.h + 1) / 2; }
-  int64_t tile_cols() const { return (y.w + 1) / 2; }
-  int64_t pixels() const { return 2 * tile_cols() + 2; }  // of a padded row
+  static constexpr int kPoints = S::kPoints, kTile = S::Output::kOut, kIn = S::Input::kIn;
+  int64_t tile_rows() const { return divide_up(y.h, kTile); }
+  int64_t tile_cols() const { return divide_up(y.w, kTile); }
+  int64_t pixels() const { return S::pixels(tile_cols()); }  // of a padded row
   int64_t tiles() const { return rows_of_job * tile_cols(); }
   int64_t plane() const { return apart(tiles() * ld); }
   int64_t products_plane() const { return apart(tiles() * Strips<float>::kGroup); }
@@ -170,19 +266,20 @@ struct Winograd {
     float *rows, *points, *products, *results;
   };
   Memory lay_out(Arena* arena) const {
-    return {arena->take<float>(4 * pixels() * ld), arena->take<float>(kPoints * plane()),
+    return {arena->take<float>(kIn * pixels() * ld), arena->take<float>(kPoints * plane()),
             arena->take<float>(kPoints * products_plane()),
-            arena->take<float>(2 * 2 * tile_cols() * Strips<float>::kGroup)};
+            arena->take<float>(kTile * kTile * tile_cols() * Strips<float>::kGroup)};
   }
 
   // Tile rows [begin, end), counted over all images, to points.
   void make_points(int64_t begin, int64_t end, const Memory& m) const {
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t top = r % tile_rows() * 2 - pad_h;
+      const int64_t top = r % tile_rows() * S::kStep - pad_h;
       copy_padded(m.rows, ld, x, r / tile_rows(), int64_t{0}, x.channels,
-                  {top, 4, -pad_w, pixels()});
-      transform_tiles<InputTransform, 2>(m.rows, pixels(), x.channels, ld, tile_cols(),
-                                         m.points + (r - begin) * tile_cols() * ld, plane(), ld);
+                  {top, kIn, -pad_w, pixels()});
+      transform_tiles<typename S::Input, S::kStep>(m.rows, pixels(), x.channels, ld, tile_cols(),
+                                                   m.points + (r - begin) * tile_cols() * ld,
+                                                   plane(), ld);
     }
   }
 
@@ -213,17 +310,17 @@ struct Winograd {
       });
   }
 
-  // Products of one tile row to two rows of results.
+  // Products of one tile row to rows of results.
   void finish_row(const float* products, const float* b, int64_t width, float* results) const {
     constexpr int64_t G = Strips<float>::kGroup;
-    const int64_t row = 2 * tile_cols() * G;
+    const int64_t row = kTile * tile_cols() * G;
     for (int64_t t = 0; t < tile_cols(); ++t)
       for (int64_t c = 0; c < width; c += lanes<float>) {
         const float* from = products + t * G + c;
-        float* to = results + 2 * t * G + c;
+        float* to = results + kTile * t * G + c;
         const V32 start = load(b + c);
-        transform<OutputTransform>(
-            [&](int i, int j) { return load(from + (4 * i + j) * products_plane()); },
+        transform<typename S::Output>(
+            [&](int i, int j) { return load(from + (S::Output::kIn * i + j) * products_plane()); },
             [&](int i, int j, V32 v) { store(to + i * row + j * G, v + start); });
       }
   }
@@ -237,8 +334,8 @@ struct Winograd {
     if (bias) copy_run(b, bias + channel, valid);
     for (int64_t r = begin; r < end; ++r) {
       finish_row(m.products + (r - begin) * tile_cols() * G, b, width, m.results);
-      copy_rows_out(y, r / tile_rows(), channel, valid, r % tile_rows() * 2, 2, m.results, G,
-                    2 * tile_cols() * G);
+      copy_rows_out(y, r / tile_rows(), channel, valid, r % tile_rows() * kTile, kTile, m.results,
+                    G, kTile * tile_cols() * G);
     }
   }
 
@@ -246,7 +343,7 @@ struct Winograd {
     const Strips<float> strips(y.channels);
     const int64_t all = y.batch * tile_rows();
     ld = padded_channels<float>(x.channels);
-    rows_of_job = clamp(kTiles / tile_cols(), 1, all);
+    rows_of_job = clamp(S::kTiles / tile_cols(), 1, all);
     const Tiling blocks(all, rows_of_job);
     const int64_t parts = jobs_per_block(blocks.count, strips.count());
     const int threads = static_cast<int>(smaller(num_threads(), blocks.count * parts));
@@ -260,7 +357,7 @@ struct Winograd {
     char* memory = static_cast<char*>(scratch(static_cast<size_t>(shared + own * threads)));
     if (!memory) return false;
     u = reinterpret_cast<float*>(memory);
-    transform_kernels(kernels, strips, reinterpret_cast<float*>(memory));
+    transform_kernels<typename S::Kernel>(kernels, strips, reinterpret_cast<float*>(memory));
     take_jobs(blocks.count * parts, threads, [&](int64_t job, int thread) {
       Arena arena{memory + shared + thread * own};
       const Memory m = lay_out(&arena);
@@ -279,16 +376,16 @@ struct Winograd {
 
 // ---- weight gradient ----
 
-constexpr int64_t kGradTiles = 48;
-
+template <class S>
 struct WinogradWeight {
   Image<float> x, grad;
   int64_t pad_h, pad_w;
   float *gw, *gb;
 
+  static constexpr int kPoints = S::kPoints, kIn = S::Input::kIn;
   int64_t tile_rows() const { return (grad.h + 1) / 2; }
   int64_t tile_cols() const { return (grad.w + 1) / 2; }
-  int64_t pixels() const { return 2 * tile_cols() + 2; }
+  int64_t pixels() const { return S::pixels(tile_cols()); }
   int64_t tiles() const { return rows_of_block * tile_cols(); }
   int64_t plane() const { return apart(tiles() * ld); }
   int64_t grad_plane() const { return apart(tiles() * Strips<float>::kGroup); }
@@ -300,7 +397,7 @@ struct WinogradWeight {
   };
   Memory lay_out(Arena* arena) const {
     const int64_t width = ld > Strips<float>::kGroup ? ld : Strips<float>::kGroup;
-    return {arena->take<float>(4 * pixels() * width), arena->take<float>(kPoints * plane()),
+    return {arena->take<float>(kIn * pixels() * width), arena->take<float>(kPoints * plane()),
             arena->take<float>(kPoints * grad_plane())};
   }
 
@@ -309,14 +406,14 @@ struct WinogradWeight {
     constexpr int64_t G = Strips<float>::kGroup;
     const int64_t valid = smaller(outputs, grad.channels - o), cols = tile_cols();
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t n = r / tile_rows(), top = r % tile_rows() * 2, at = (r - begin) * cols;
-      copy_padded(m.rows, ld, x, n, c, channels, {top - pad_h, 4, -pad_w, pixels()});
-      transform_tiles<InputTransform, 2>(m.rows, pixels(), channels, ld, cols, m.points + at * ld,
-                                         plane(), ld);
+      const int64_t n = r / tile_rows(), row = r % tile_rows(), at = (r - begin) * cols;
+      copy_padded(m.rows, ld, x, n, c, channels, {row * S::kStep - pad_h, kIn, -pad_w, pixels()});
+      transform_tiles<typename S::Input, S::kStep>(m.rows, pixels(), channels, ld, cols,
+                                                   m.points + at * ld, plane(), ld);
       if (valid < outputs) fill(m.rows, 4 * cols * G, 0.0f);
-      copy_padded(m.rows, G, grad, n, o, valid, {top, 2, 0, 2 * cols});
-      transform_tiles<OutputGradTransform, 2>(m.rows, 2 * cols, outputs, G, cols, m.grads + at * G,
-                                              grad_plane(), G);
+      copy_padded(m.rows, G, grad, n, o, valid, {2 * row, 2, 0, 2 * cols});
+      transform_tiles<typename S::OutputGrad, 2>(m.rows, 2 * cols, outputs, G, cols,
+                                                 m.grads + at * G, grad_plane(), G);
     }
   }
 
@@ -342,7 +439,7 @@ struct WinogradWeight {
     for (int64_t c = 0; c < width; c += lanes<float>) {
       V32 total = load(sum + c);
       for (int64_t t = 0; t < count; ++t)
-        total += load(grads + 5 * grad_plane() + t * Strips<float>::kGroup + c);
+        total += load(grads + (S::Input::kOut + 1) * grad_plane() + t * Strips<float>::kGroup + c);
       store(sum + c, total);
     }
   }
@@ -357,9 +454,9 @@ struct WinogradWeight {
         for (int64_t lane = first; lane < first + width; lane += L)
           for (int64_t c = begin; c < end; ++c) {
             const float* from = sums + first * x.channels + c * width + lane - first;
-            transform<KernelGradTransform>(
+            transform<typename S::KernelGrad>(
                 [&](int i, int j) {
-                  const float* p = from + (4 * i + j) * point;
+                  const float* p = from + (S::KernelGrad::kIn * i + j) * point;
                   V32 total = load(p);
                   for (int64_t k = 1; k < chunks; ++k) total += load(p + k * size);
                   return total;
@@ -399,7 +496,7 @@ struct WinogradWeight {
     const Tiling inputs(x.channels, kGradChannels);
     const int64_t all = x.batch * tile_rows(), tasks = strips.count() * inputs.count;
     ld = padded_channels<float>(divide_up(x.channels, inputs.count));
-    rows_of_block = clamp(kGradTiles / tile_cols(), 1, all);
+    rows_of_block = clamp(S::kTiles / tile_cols(), 1, all);
     const Tiling chunks = grad_chunks(all, tasks);
     const int64_t size = kPoints * apart(x.channels * strips.width()) + strips.width();
     const int threads = static_cast<int>(smaller(num_threads(), chunks.count * tasks));
