@@ -1,5 +1,5 @@
-// Convolution of many channels (conv_deep.h says when): 3x3 kernels by Winograd's algorithm
-// (winograd.h), everything else and float64 directly, as a matrix product
+// Convolution of many channels (conv_deep.h says when): 3x3 kernels with stride 1 or 2 by Winograd's
+// algorithm (winograd.h), everything else and float64 directly, as a matrix product
 //   [pixels x (tap, in)] [(tap, in) x out]
 // whose left matrix is never made: a register tile is some pixels x some output channels, and its
 // pixels are read where they lie.
