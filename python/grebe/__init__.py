@@ -49,9 +49,14 @@ for _module in _MODULES:
     globals().update({name: getattr(_module, name) for name in _module.__all__})
 
 
+_PACKAGES = {
+    "datasets", "distributions", "linalg", "metrics", "models", "nn", "optim", "text", "utils",
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
     """Packages that `import grebe` alone leaves unloaded."""
-    if name in ("nn", "optim", "utils", "datasets", "models", "linalg", "metrics", "text"):
+    if name in _PACKAGES:
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -10,6 +10,7 @@ from . import (
     creation,
     dropout,
     elementwise,
+    gamma,
     indexing,
     inplace,
     linalg,
@@ -25,6 +26,6 @@ from . import (
 )
 
 MODULES = (
-    compare, conv, creation, dropout, elementwise, indexing, inplace, linalg, matmul, pool, random,
-    rare, reduce, rnn, shape, softmax, sort,
+    compare, conv, creation, dropout, elementwise, gamma, indexing, inplace, linalg, matmul, pool,
+    random, rare, reduce, rnn, shape, softmax, sort,
 )  # fmt: skip

@@ -268,12 +268,17 @@ def logaddexp(input: Tensor, other: Tensor) -> Tensor:
 
 @method
 def xlogy(input: Any, other: Any) -> Tensor:
-    """Input * log(other), 0 where input is 0."""
-    if not isinstance(other, Tensor):
-        return mul(input, math.log(other))
-    if not isinstance(input, Tensor):
-        return mul(log(other), input)
-    return mul(input, log(where(eq(input, 0), scalar_like(other, 1.0), other)))
+    """Input * log(other), 0 where input is 0 (and other is not nan)."""
+    if not isinstance(input, Tensor) and not isinstance(other, Tensor):
+        raise TypeError(f"xlogy: expected a Tensor among the operands, got {input!r}, {other!r}")
+    dtype = result_dtype(operand("xlogy", "input", input), operand("xlogy", "other", other))
+    if not is_floating(dtype):
+        dtype = get_default_dtype()
+    x, y = cast(input, dtype), cast(other, dtype)
+    x = x if isinstance(x, Tensor) else scalar_like(y, x)
+    y = y if isinstance(y, Tensor) else scalar_like(x, y)
+    nothing = wrap((x.array == 0) & (y.array <= 0))  # nan is not: it stays
+    return mul(x, log(where(nothing, scalar_like(y, 1.0), y)))
 
 
 @method
