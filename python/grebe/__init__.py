@@ -50,7 +50,8 @@ for _module in _MODULES:
 
 
 _PACKAGES = {
-    "datasets", "distributions", "linalg", "metrics", "models", "nn", "optim", "text", "utils",
+    "cuda", "datasets", "distributions", "linalg", "metrics", "models", "nn", "optim", "text",
+    "utils",
 }  # fmt: skip
 
 

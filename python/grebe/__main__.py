@@ -1,4 +1,4 @@
-"""The command line: `python -m grebe train ...`, `... generate ...` and `... info`."""
+"""The command line: `python -m grebe train`, `generate`, `run-as-torch` and `info`."""
 
 from __future__ import annotations
 
@@ -105,6 +105,13 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     _add_generate(generate)
+    script = commands.add_parser(
+        "run-as-torch",
+        help="run a script in which `import torch` means grebe",
+        description="Runs a Python script in which `import torch` means grebe.",
+    )
+    script.add_argument("script", metavar="SCRIPT", type=_path)
+    script.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER)
     commands.add_parser(
         "info",
         help="tell version, instruction set, threads, CUDA and memory",
@@ -251,6 +258,19 @@ def _generate(given: dict[str, Any]) -> int:
     return 0
 
 
+def _run_as_torch(script: str, arguments: list[str]) -> int:
+    import runpy
+
+    from . import as_torch  # noqa: F401  (its import does it)
+
+    if not os.path.isfile(script):
+        raise FileNotFoundError(f"run-as-torch: no such file: {script}")
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+    runpy.run_path(script, run_name="__main__")
+    return 0
+
+
 def _info() -> int:
     import platform
 
@@ -307,6 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = given.pop("command")
         if command == "info":
             return _info()
+        if command == "run-as-torch":
+            return _run_as_torch(**given)
         return _train(given) if command == "train" else _generate(given)
     except KeyboardInterrupt:
         print("grebe: interrupted", file=sys.stderr)

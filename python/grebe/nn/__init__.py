@@ -1,12 +1,14 @@
 """Neural network layers under PyTorch's names: ``grebe.nn.Linear``, ``grebe.nn.functional``."""
 
-from . import attention, functional, grad, init, modules, parameter, utils
+from . import attention, functional, grad, init, modules, parallel, parameter, utils
 from .modules import *  # noqa: F403
+from .parallel import DataParallel
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 
 vars()["__all__"] = [  # as in modules/__init__.py
     *vars(modules)["__all__"],
     "Buffer",
+    "DataParallel",
     "Parameter",
     "UninitializedBuffer",
     "UninitializedParameter",
@@ -14,6 +16,7 @@ vars()["__all__"] = [  # as in modules/__init__.py
     "grad",
     "init",
     "modules",
+    "parallel",
     "parameter",
     "utils",
 ]

@@ -109,8 +109,8 @@ class _Uninitialized(Tensor):
 
     @property
     def data(self) -> Tensor:
-        """Self: there is no history."""
-        return self
+        """An empty tensor: initialising it does nothing, as in PyTorch."""
+        return wrap(np.empty(0, self.dtype))
 
     @data.setter
     def data(self, value: Tensor) -> None:

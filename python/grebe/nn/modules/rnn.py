@@ -124,8 +124,21 @@ class RNNBase(_Recurrent):
     @property
     def all_weights(self) -> list[list[Parameter]]:
         """The parameters of every layer and direction."""
-        layers = [s for layer in range(self.num_layers) for s in self._suffixes(layer)]
-        return [[getattr(self, name) for name in self._names(suffix)] for suffix in layers]
+        return [
+            [getattr(self, name) for name in self._names(suffix)]
+            for layer in range(self.num_layers)
+            for suffix in self._suffixes(layer)
+        ]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        """Names of all of them: the book initialises by it."""
+        return [
+            name
+            for layer in range(self.num_layers)
+            for suffix in self._suffixes(layer)
+            for name in self._names(suffix)
+        ]
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the weights as they are. For PyTorch's sake."""
