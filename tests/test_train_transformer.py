@@ -156,6 +156,23 @@ def test_learning_rate() -> None:
     assert step.optimizer.param_groups[0]["lr"] == 0.5
 
 
+def test_checkpoints_and_bfloat16() -> None:
+    found = []
+    for options in ([], ["--checkpoint"], ["--bf16"]):
+        assert train(*GPT, "--epochs", "2", "--lr", "0.01", *options) == 0
+        got = result(Path("o"))
+        assert got["bf16"] == (options == ["--bf16"])
+        found.append(got["loss"])
+    assert found[0] == found[1]  # to the bit, dropout and all
+    assert found[0] != found[2] == pytest.approx(found[0], rel=0.1)
+    for model in (["transformer", "--data", "p.tsv"], ["bert", "--data", "b.txt"]):
+        assert train(*model, "--epochs", "1", "--checkpoint", "--bf16") == 0
+    make_data(Path("images"), size=12)
+    assert train("vit", "--data", "images", "--resize", "12", "--patch", "4", "--epochs", "1",
+                 "--checkpoint", "--bf16") == 0  # fmt: skip
+    assert main(["train", "mlp", "--data", "images", "--epochs", "1", "--bf16"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,6 +186,7 @@ def test_learning_rate() -> None:
         (["bert", "--hidden", "9"], "got 9 and 2"),
         (["vit", "--data", "digits", "--patch", "7"], "--patch: 7 does not divide images of 96x96"),
         (["vit", "--data", "digits", "--heads", "7"], "got 512 and 7"),
+        (["lenet", "--checkpoint"], "--checkpoint does not belong to lenet"),
         (["lenet", "--heads", "2"], "--heads does not belong to lenet"),
     ],
 )

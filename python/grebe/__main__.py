@@ -144,6 +144,10 @@ def _add_common(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--accumulate", metavar="N", type=_integer(1, 10**6), help="make one update "
                        "from the gradients of N batches (default: 1)")  # fmt: skip
+    train.add_argument("--bf16", action="store_true", help="matrix products and attention in "
+                       "bfloat16 while training, weights in float32")  # fmt: skip
+    train.add_argument("--checkpoint", action="store_true", help="Transformers: keep only what "
+                       "goes into each layer, and compute the rest again in backward")  # fmt: skip
     train.add_argument("--threads", metavar="N", type=_integer(1, 1024), help="default: all cores")
     train.add_argument("--seed", metavar="N", type=_integer(0, 2**63 - 1),
                        help="of initial weights and order (default: 0)")  # fmt: skip

@@ -114,7 +114,7 @@ def get_autocast_dtype(device_type: str = "cpu") -> np.dtype[Any]:
 
 def lowered(tensor: Any) -> Any:
     """A float32 tensor as bfloat16; anything else as it is. Leaves are cast once and kept."""
-    if not isinstance(tensor, TensorBase) or tensor.array.dtype is not _FLOAT32:
+    if not isinstance(tensor, TensorBase) or tensor.array.dtype != _FLOAT32:
         return tensor
     cache = STATE.cache
     if cache is None or tensor._node is not None or not tensor._requires_grad:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import grebe
 
 from . import _cpu, optim
+from .amp import autocast
 from .nn.modules.module import Module
 from .serialization import atomic_write, save_file
 
@@ -57,6 +58,7 @@ class BaseConfig:
     seed: int = 0
     out: str | None = None
     accumulate: int = 1
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class BaseRun(ABC):
         self.net = build()
         self.optimizer = OPTIMIZERS[plan.optimizer](self.net.parameters(), lr=plan.lr)
         self.step = Stepper(self.net, self.optimizer, None, config.accumulate)
+        self.step.autocast = autocast("cpu", enabled=config.bf16)
         self.history: dict[str, list[float]] = {"loss": [], "seconds": []}
         self.weights: dict[str, NDArray[Any]] | None = None
 
@@ -239,6 +242,7 @@ class BaseRun(ABC):
             "lr": plan.lr,
             "batch_size": plan.batch_size,
             "accumulate": self.config.accumulate,
+            "bf16": self.config.bf16,
             "seed": self.config.seed,
             "threads": _cpu.num_threads(),
             "isa": _cpu.isa(),
@@ -279,6 +283,9 @@ class Stepper:
         clip: the gradient is cut to this norm; None: it is not.
         accumulate: the mean gradient of so many batches makes an update.
         factor: of the learning rate, for update 0, 1, ...; None: 1.
+
+    Attributes:
+        autocast: the context in which losses are to be computed.
     """
 
     def __init__(
@@ -293,6 +300,7 @@ class Stepper:
         self.accumulate, self.factor = accumulate, factor
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.updates = self.waiting = 0
+        self.autocast = autocast("cpu", enabled=False)
 
     def __call__(self, loss: Any, seen: int) -> float:
         """Backward, and the update if it is its turn; the loss as a number.

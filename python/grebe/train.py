@@ -98,6 +98,7 @@ class ViTConfig(Config):
     heads: int = 8
     layers: int = 2
     dropout: float = 0.1
+    checkpoint: bool = False
 
     def net_options(self) -> dict[str, Any]:
         """What the network is made from, beside the images' size and classes."""
@@ -263,7 +264,9 @@ def _vision_transformer(config: ViTConfig, data: Data) -> Module:
         raise UsageError(
             f"--hidden must be divisible by --heads, got {config.hidden} and {config.heads}"
         )
-    return models.ViT(height, num_classes=classes, **config.net_options())
+    net = models.ViT(height, num_classes=classes, **config.net_options())
+    net.checkpointing = config.checkpoint
+    return net
 
 
 # ---- training ----
@@ -283,8 +286,10 @@ def train_epoch(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         target = take(labels, rows)
-        logits = net(part.batch(rows))
-        value = step(cross_entropy(logits, target), seen)
+        with step.autocast:
+            logits = net(part.batch(rows))
+            loss = cross_entropy(logits, target)
+        value = step(loss, seen)
         n = len(rows)
         seen += n
         total += value * n

@@ -148,9 +148,11 @@ class CharLMRun(BaseRun):
         """Of an epoch's batches the loss, and of how many tokens it is the mean."""
         state = None
         for x, y in self.batches:
-            logits, state = self.net(x, state)
+            with self.step.autocast:
+                logits, state = self.net(x, state)
+                loss = _token_loss(logits, y)
             state = _detached(state)
-            yield _token_loss(logits, y), y.array.size
+            yield loss, y.array.size
 
     def perplexity(self) -> float:
         """Of the held-out text."""
@@ -328,6 +330,10 @@ class Seq2SeqRun(BaseRun):
         """The network."""
         return Seq2Seq(**self.net_options)
 
+    def token_loss(self, logits: Tensor, labels: Tensor, pad: int) -> Tensor:
+        """Mean loss of logits [B, T, V] and labels [B, T] but for padding."""
+        return _token_loss(logits, labels, ignore_index=pad)
+
     # ---- epochs ----
 
     def describe(self) -> str:
@@ -348,9 +354,10 @@ class Seq2SeqRun(BaseRun):
             rows = order[start : start + self.plan.batch_size]
             source, lengths = _batch(self.source, rows)
             target, _ = _batch(self.target, rows)
-            logits = self.net(source, lengths, target[:, :-1])
             labels = target[:, 1:]
-            loss = _token_loss(logits, labels, ignore_index=pad)
+            with self.step.autocast:
+                logits = self.net(source, lengths, target[:, :-1])
+                loss = self.token_loss(logits, labels, pad)
             value = self.step(loss, pairs)
             n = int(np.count_nonzero(labels.array != pad))
             pairs, tokens, total = pairs + len(rows), tokens + n, total + value * n

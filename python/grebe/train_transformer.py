@@ -15,6 +15,7 @@ from ._cpu import wrap
 from .datasets import read_prose
 from .masking import MASK, SPECIAL, SentencePairs, mask_tokens, read_sentences
 from .models import GPT, BERTConfig, BERTForPreTraining, GPTConfig, TransformerSeq2Seq
+from .models.layers import Checkpointed
 from .models.sampling import evaluation
 from .nn.functional import cross_entropy
 from .runner import (
@@ -44,6 +45,7 @@ class TransformerConfig(BaseConfig):
     dropout: float = 0.1
     num_steps: int = 64
     clip: float = 1.0
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,11 @@ def check_heads(config: Any) -> None:
         )
 
 
-def schedule(run: BaseRun, batches: int) -> None:
-    """A learning rate that rises over the first updates and falls to a tenth until the end."""
+def prepare(run: Any, batches: int) -> None:
+    """Checkpoints, and a learning rate that rises for some updates, then falls to a tenth."""
+    for module in run.net.modules():
+        if isinstance(module, Checkpointed):
+            module.checkpointing = run.config.checkpoint
     updates = -(-batches // run.config.accumulate) * run.plan.epochs
     run.step.factor = warm_cosine(min(_WARM, max(1, updates // 10)), updates)
 
@@ -115,7 +120,7 @@ class GPTRun(CharLMRun):
     def __init__(self, config: GPTRunConfig) -> None:
         """Load everything; raises UsageError or ValueError before anything is trained."""
         super().__init__(config)
-        schedule(self, len(self.batches))
+        prepare(self, len(self.batches))
 
     def check(self, config: Any) -> None:
         check_heads(config)
@@ -130,7 +135,9 @@ class GPTRun(CharLMRun):
     def losses(self) -> Iterator[tuple[Tensor, int]]:
         net: Any = self.net
         for x, y in self.batches:
-            yield net.loss(x, y), y.array.size
+            with self.step.autocast:
+                loss = net.loss(x, y)
+            yield loss, y.array.size
 
     def perplexity(self) -> float:
         return held_out_perplexity(self.net, self.held_out, self.plan.batch_size)
@@ -162,7 +169,7 @@ class TransformerRun(Seq2SeqRun):
     def __init__(self, config: TranslatorConfig) -> None:
         """Load everything; raises UsageError or ValueError before anything is trained."""
         super().__init__(config)
-        schedule(self, -(-self.size // self.plan.batch_size))
+        prepare(self, -(-self.size // self.plan.batch_size))
 
     def checked(self, config: Any) -> Any:
         check_heads(config)
@@ -180,6 +187,9 @@ class TransformerRun(Seq2SeqRun):
 
     def build(self) -> Any:
         return TransformerSeq2Seq(**self.net_options)
+
+    def token_loss(self, logits: Tensor, labels: Tensor, pad: int) -> Tensor:
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad)
 
 
 # ---- BERT ----
@@ -223,7 +233,7 @@ class BERTRun(BaseRun):
             config, plan, name, lambda: BERTForPreTraining(BERTConfig(**self.net_options))
         )
         self.step.clip = config.clip
-        schedule(self, -(-self.size // self.plan.batch_size))
+        prepare(self, -(-self.size // self.plan.batch_size))
         self.history.update({value: [] for value in self.curves})
 
     def _pairs(self, paragraphs: Any, seed: Any) -> SentencePairs:
@@ -251,15 +261,16 @@ class BERTRun(BaseRun):
             read, positions, hidden = mask_tokens(tokens, self.vocab, rng)
             # 0 stands for the next sentence, as in Hugging Face's models.
             other = (~pairs.follows[rows]).astype(np.int64)
-            words, following = self.net(
-                wrap(read), wrap(pairs.segments[rows, :longest]), wrap(pairs.lengths[rows]),
-                wrap(positions),
-            )  # fmt: skip
+            with self.step.autocast:
+                words, following = self.net(
+                    wrap(read), wrap(pairs.segments[rows, :longest]), wrap(pairs.lengths[rows]),
+                    wrap(positions),
+                )  # fmt: skip
+                losses = cross_entropy(words, wrap(hidden)), cross_entropy(following, wrap(other))
             right = np.array([
                 np.count_nonzero(words.array.argmax(1) == hidden), len(hidden),
                 np.count_nonzero(following.array.argmax(1) == other), len(rows),
             ])  # fmt: skip
-            losses = cross_entropy(words, wrap(hidden)), cross_entropy(following, wrap(other))
             yield *losses, len(rows), right
 
     def train(self, report: Report) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import Tensor, arange, cat, from_numpy, nn
-from .layers import encoder_layer, padding_mask
+from .layers import Checkpointed, encoder_layer, padding_mask
 
 _HF_LAYER = {
     "attention.output.dense": "self_attn.out_proj",
@@ -88,7 +88,7 @@ class BERTConfig:
         return cls(**{name: content[name] for name in names if name != "dropout"}, dropout=dropout)
 
 
-class BERT(nn.Module):
+class BERT(Checkpointed):
     """Embeddings of tokens, positions and segments, and post-norm layers that see both ways.
 
     Args:
@@ -132,7 +132,7 @@ class BERT(nn.Module):
         x = self.dropout(self.norm(x))
         padding = padding_mask(lengths, tokens.shape[1])
         for layer in self.layers:
-            x = layer(x, src_key_padding_mask=padding)
+            x = self.run(layer, x, src_key_padding_mask=padding)
         return x, self.pooler(x[:, 0]).tanh()
 
 

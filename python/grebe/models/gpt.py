@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import Tensor, from_numpy, nn
 from .cache import KVCache, self_attend
-from .layers import encoder_layer, feed_forward
+from .layers import Checkpointed, encoder_layer, feed_forward
 from .sampling import check_sampling, evaluation, pick
 
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
@@ -83,7 +83,7 @@ class GPTConfig:
         return cls(**found, dropout=content.get("resid_pdrop", 0.1))
 
 
-class GPT(nn.Module):
+class GPT(Checkpointed):
     """Embeddings of tokens and positions, pre-norm layers, and the embedding as output layer.
 
     Args:
@@ -141,7 +141,11 @@ class GPT(nn.Module):
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         mask = self.causal[:steps, :steps] if cache is None else None
         for i, layer in enumerate(self.h):
-            x = layer(x, mask, is_causal=True) if cache is None else _with_cache(layer, x, cache, i)
+            x = (
+                self.run(layer, x, mask, is_causal=True)
+                if cache is None
+                else _with_cache(layer, x, cache, i)
+            )
         if cache is not None:
             cache.length += steps
         result: Tensor = self.ln_f(x)

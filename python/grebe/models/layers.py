@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .. import Tensor, arange, nn
+from .. import Tensor, arange, nn, utils
 
 
 def encoder_layer(
@@ -23,6 +23,22 @@ def encoder_layer(
     )
     layer.dropout.p = 0.0
     return layer
+
+
+class Checkpointed(nn.Module):
+    """A network whose layers can be computed again in backward, to save their memory.
+
+    Attributes:
+        checkpointing: do so while training.
+    """
+
+    checkpointing = False
+
+    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        """`layer` of its arguments."""
+        if not (self.checkpointing and self.training):
+            return layer(*args, **kwargs)
+        return utils.checkpoint.checkpoint(layer, *args, use_reentrant=False, **kwargs)
 
 
 def feed_forward(layer: Any, x: Tensor) -> Tensor:

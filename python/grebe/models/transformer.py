@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import Tensor, from_numpy, nn
 from .cache import KVCache, attend, self_attend, split_heads
-from .layers import encoder_layer, feed_forward, padding_mask
+from .layers import Checkpointed, encoder_layer, feed_forward, padding_mask
 from .positions import PositionalEncoding
 from .seq2seq import Translator
 
@@ -29,7 +29,7 @@ class TransformerState(NamedTuple):
         return TransformerState(self.cache.select(rows), memory, self.seen.index_select(0, rows))
 
 
-class TransformerSeq2Seq(Translator):
+class TransformerSeq2Seq(Translator, Checkpointed):
     """Encoder and decoder of Transformer layers, trained by teacher forcing. D2L section 11.7.
 
     Args:
@@ -100,7 +100,7 @@ class TransformerSeq2Seq(Translator):
         x = self.positions(self.source_embedding(source) * self.size**0.5)
         padding = padding_mask(lengths, source.shape[1])
         for layer in self.encoder:
-            x = layer(x, src_key_padding_mask=padding)
+            x = self.run(layer, x, src_key_padding_mask=padding)
         return x
 
     def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ class TransformerSeq2Seq(Translator):
         padding = padding_mask(lengths, source.shape[1])
         x = self.positions(self.target_embedding(target) * self.size**0.5)
         for layer in self.decoder:
-            x = layer(
+            x = self.run(
+                layer,
                 x,
                 memory,
                 self.causal[:steps, :steps],

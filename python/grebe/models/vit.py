@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .. import Tensor, cat, nn, zeros
-from .layers import encoder_layer
+from .layers import Checkpointed, encoder_layer
 
 
-class ViT(nn.Module):
+class ViT(Checkpointed):
     """Patches, a class token, pre-norm layers, and a linear layer on the class token.
 
     Args:
@@ -73,9 +73,10 @@ class ViT(nn.Module):
                 f"{list(x.shape)}"
             )
         patches = self.patch_embedding(x).flatten(2).transpose(1, 2)
-        x = cat([self.cls_token.expand(len(x), -1, -1), patches], 1)
+        token = self.cls_token.expand(len(x), -1, -1)
+        x = cat([token, patches.to(token.dtype)], 1)  # bfloat16 under autocast
         x = self.dropout(x + self.pos_embedding)
         for layer in self.layers:
-            x = layer(x)
+            x = self.run(layer, x)
         result: Tensor = self.head(self.norm(x[:, 0]))
         return result
