@@ -485,6 +485,48 @@ for recurrent in RECURRENT:
 for cell_sizes in CELLS:
     add_cell(*cell_sizes)
 
+# ---- Transformer layers ----
+
+# batch, tokens, features, heads, inner features; how a layer is made
+TRANSFORMER: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {
+    "causal, pre-norm": ((8, 256, 384, 6, 1536), {"activation": "gelu", "norm_first": True}),
+    "padded": ((128, 10, 256, 4, 64), {}),
+}
+
+
+def add_encoder_layer(kind: str, dropout: float, mixed: bool) -> None:
+    """Two jobs: without gradients in evaluation mode, and a training step."""
+    (b, t, d, heads, inner), options = TRANSFORMER[kind]
+    causal = "causal" in kind
+    work = 2.0 * b * t * d * (4 * d + 2 * inner) + 4.0 * b * t * t * d / (2 if causal else 1)
+    name = f"encoder layer B{b} T{t} E{d} H{heads} F{inner}, {kind}"
+    name += f", dropout {dropout}" * (dropout > 0) + ", autocast" * mixed
+
+    def make(lib: ModuleType, grad: bool) -> Call | None:
+        if lib is np:
+            return None
+        layer = lib.nn.TransformerEncoderLayer(
+            d, heads, inner, dropout, batch_first=True, **options
+        ).train(grad)
+        (x,) = tensors_of(lib, noise(((b, t, d),)), grad)
+        mask = lib.nn.Transformer.generate_square_subsequent_mask(t) if causal else None
+        lengths = np.random.default_rng(1).integers(4, t + 1, (b, 1))
+        padding = None if causal else lib.from_numpy(np.arange(t) >= lengths)
+
+        def call() -> Any:
+            with lib.autocast("cpu", dtype=lib.bfloat16, enabled=mixed):
+                return layer(x, mask, padding, is_causal=causal)
+
+        return timed_module(lib, layer, x, call, grad)
+
+    job("transformer", name, flops=work)(lambda lib: make(lib, False))
+    job("transformer", name, "forward+backward", flops=3 * work)(lambda lib: make(lib, True))
+
+
+for layer_kind in TRANSFORMER:
+    for layer_options in ((0.0, False), (0.2, False), (0.0, True)):
+        add_encoder_layer(layer_kind, *layer_options)
+
 # ---- training: whole steps of the networks of grebe.models ----
 
 # name: network, shape of an image, batch, learning rate
