@@ -515,6 +515,58 @@ CASES += [
 
 # ---- loss ----
 
+
+class unit(normal):
+    """Inputs uniform in (0.05, 0.95): probabilities."""
+
+    def __call__(self, rng: Generator) -> list[Array]:
+        return [np.asarray(rng.uniform(0.05, 0.95, s)) for s in self.shapes]
+
+
+# Around the vectors, the four slots and the blocks of 4096; images, so that a layout is kept.
+LOSS_SIZES: list[Shape] = [(), (0,), (1,), (17,), (3, 5), (129,), (2, 3, 4, 5), (70, 59), (5, 4097)]
+LOSSES: list[tuple[str, type[normal], dict[str, Any]]] = [
+    ("mse_loss", normal, {}),
+    ("l1_loss", normal, {}),
+    ("huber_loss", normal, {"delta": 0.7}),
+    ("smooth_l1_loss", normal, {"beta": 0.3}),
+    ("binary_cross_entropy", unit, {}),
+    ("binary_cross_entropy_with_logits", normal, {}),
+    ("kl_div", positive, {}),
+    ("kl_div", normal, {"log_target": True}),
+]
+CASES += [
+    case(op, f"nn.functional.{op}", inputs(s, s), reduction=reduction, **kwargs)
+    for op, inputs, kwargs in LOSSES
+    for s in LOSS_SIZES
+    for reduction in (("mean", "none") if s != (0,) else ("sum", "none"))
+]
+CASES += [  # not a number, infinities, large logits
+    case(op, f"nn.functional.{op}", given("edges", *pair), reduction="none")
+    for op in ("mse_loss", "huber_loss")
+    for pair in [([NAN, 1.0, INF, -2e10, 0.0], [1.0, NAN, 2.0, 1e10, 0.0])]
+]
+CASES += [
+    case(
+        "binary_cross_entropy_with_logits",
+        "nn.functional.binary_cross_entropy_with_logits",
+        given(
+            "edges", [NAN, 1e4, -1e4, 0.0, -0.0, 88.0, -104.0], [1.0, 0.0, 1.0, 0.5, 1.0, 0.5, 0.25]
+        ),
+        reduction="none",
+    )
+]
+CASES += [
+    case("cross_entropy", "nn.functional.cross_entropy", with_labels((n, c, *d), c, (n, *d)), **kw)
+    for n, c, d in ((1, 2, ()), (7, 10, ()), (33, 257, ()), (5, 11, (3, 4)), (2, 5003, ()))
+    for kw in ({}, {"label_smoothing": 0.1})
+]
+CASES += [
+    case("nll_loss", "nn.functional.nll_loss", with_labels((n, c, *d), c, (n, *d)), reduction=r)
+    for n, c, d in ((1, 2, ()), (70, 10, ()), (5, 11, (3, 4)))
+    for r in ("mean", "none")
+]
+
 # ---- timed ----
 BENCH: list[Case] = []
 

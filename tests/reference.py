@@ -764,3 +764,112 @@ class EmbeddingBag:
 
 
 # ---- loss ----
+
+
+def pointwise(
+    name: str, value: Callable[..., Array], dx: Callable[..., Any], dt: Callable[..., Any]
+) -> None:
+    """A loss value(x, t; p) element by element, its derivatives in x and t, and its reductions."""
+
+    def scale(x: Array, reduction: str) -> Any:
+        return x.dtype.type(1 / x.size if reduction == "mean" and x.size else 1)
+
+    def forward(x: Array, t: Array, *p: Array, reduction: str = "mean", **kwargs: Any) -> Array:
+        y = np.asarray(value(x, t, *p, **kwargs))
+        if reduction == "none":
+            return y
+        return np.asarray(y.mean() if reduction == "mean" else y.sum())
+
+    def backward(
+        g: Array, x: Array, t: Array, *p: Array, reduction: str = "mean", **kwargs: Any
+    ) -> tuple[Array | None, ...]:
+        g = g * scale(x, reduction)
+        return (g * dx(x, t, *p, **kwargs), g * dt(x, t, *p, **kwargs), *(None for _ in p))
+
+    REFERENCES[name] = Reference(forward, backward)
+
+
+def huber(d: Array, delta: float) -> Array:
+    return np.where(np.abs(d) <= delta, d * d / 2, delta * (np.abs(d) - delta / 2))
+
+
+pointwise(
+    "mse_loss",
+    lambda x, t: (x - t) * (x - t),
+    lambda x, t: 2 * (x - t),
+    lambda x, t: 2 * (t - x),
+)
+pointwise(
+    "l1_loss",
+    lambda x, t: np.abs(x - t),
+    lambda x, t: np.nan_to_num(np.sign(x - t)),
+    lambda x, t: np.nan_to_num(np.sign(t - x)),
+)
+pointwise(
+    "huber_loss",
+    lambda x, t, delta=1.0: huber(x - t, delta),
+    lambda x, t, delta=1.0: np.clip(x - t, -delta, delta),
+    lambda x, t, delta=1.0: np.clip(t - x, -delta, delta),
+)
+pointwise(
+    "smooth_l1_loss",
+    lambda x, t, beta=1.0: huber(x - t, beta) / beta,
+    lambda x, t, beta=1.0: np.clip(x - t, -beta, beta) / beta,
+    lambda x, t, beta=1.0: np.clip(t - x, -beta, beta) / beta,
+)
+pointwise(
+    "binary_cross_entropy",
+    lambda x, t: -(t * np.log(x) + (1 - t) * np.log1p(-x)),
+    lambda x, t: (x - t) / (x * (1 - x)),
+    lambda x, t: np.log1p(-x) - np.log(x),
+)
+pointwise(
+    "binary_cross_entropy_with_logits",
+    lambda x, t: (1 - t) * x + softplus(-x),
+    lambda x, t: sigmoid(x) - t,
+    lambda x, t: -x,
+)
+pointwise(
+    "kl_div",
+    lambda x, t, log_target=False: np.exp(t) * (t - x) if log_target else t * (np.log(t) - x),
+    lambda x, t, log_target=False: -np.exp(t) if log_target else -t,
+    lambda x, t, log_target=False: np.exp(t) * (t - x + 1) if log_target else np.log(t) + 1 - x,
+)
+
+
+def along_classes(labels: Array, x: Array) -> Array:
+    """One-hot labels of x's shape, classes along dimension 1."""
+    return np.moveaxis(np.eye(x.shape[1], dtype=x.dtype)[labels], -1, 1)
+
+
+@reference("cross_entropy")
+class CrossEntropy:
+    @staticmethod
+    def target(x: Array, labels: Array, smoothing: float) -> Array:
+        share = x.dtype.type(smoothing / x.shape[1])
+        return along_classes(labels, x) * x.dtype.type(1 - smoothing) + share
+
+    @staticmethod
+    def forward(x: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+        t = CrossEntropy.target(x, labels, label_smoothing)
+        return np.asarray(-(t * LogSoftmax.forward(x, 1)).sum(axis=1).mean())
+
+    @staticmethod
+    def backward(
+        g: Array, x: Array, labels: Array, label_smoothing: float = 0.0
+    ) -> tuple[Array, None]:
+        t = CrossEntropy.target(x, labels, label_smoothing)
+        return (Softmax.forward(x, 1) - t) * (g / x.dtype.type(labels.size)), None
+
+
+@reference("nll_loss")
+class NLLLoss:
+    @staticmethod
+    def forward(x: Array, labels: Array, reduction: str = "mean") -> Array:
+        each = -(along_classes(labels, x) * x).sum(axis=1)
+        return each if reduction == "none" else np.asarray(each.mean())
+
+    @staticmethod
+    def backward(g: Array, x: Array, labels: Array, reduction: str = "mean") -> tuple[Array, None]:
+        share = g / x.dtype.type(labels.size) if reduction == "mean" else np.expand_dims(g, 1)
+        return -along_classes(labels, x) * share, None

@@ -120,6 +120,63 @@ def test_positive_weight() -> None:
     )
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "weight", "positive"),
+    [
+        ((700, 3), (3,), None),  # the repeated weights are shorter than their least size
+        ((40, 7, 5, 3), None, (7, 1, 1)),
+        ((6, 1500), (6, 1), (1500,)),
+        ((3, 2000), None, (2000,)),  # rows, and blocks that end within a row
+        ((30, 33), (), (30, 33)),
+        ((0, 3), (3,), (3,)),
+    ],
+)
+def test_repeated_weights(shape: tuple[int, ...], weight: Any, positive: Any, threads: int) -> None:
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal(shape).astype(np.float32), rng.random(shape).astype(np.float32)
+    w, q = (
+        None if s is None else rng.uniform(0.5, 2, s).astype(np.float32) for s in (weight, positive)
+    )
+    wide_w, wide_q = (1.0 if f is None else f.astype(np.float64) for f in (w, q))
+    each = ((1 - t) * x + (1 + (wide_q - 1) * t) * np.log1p(np.exp(-x.astype(np.float64)))) * wide_w
+    slope = (1 - t - (1 + (wide_q - 1) * t) * sigmoid(-x.astype(np.float64))) * wide_w
+    grebe.set_num_threads(threads)
+    input = grebe.from_numpy(x).requires_grad_()
+    factors = {
+        name: None if f is None else grebe.from_numpy(f)
+        for name, f in (("weight", w), ("pos_weight", q))
+    }
+    target = grebe.from_numpy(t)
+    y = L.binary_cross_entropy_with_logits(input, target, reduction="sum", **factors)
+    np.testing.assert_allclose(y.item(), each.sum(), rtol=1e-5)
+    y.backward()
+    np.testing.assert_allclose(input.grad.numpy(), slope, rtol=1e-5, atol=1e-6)
+    y = L.binary_cross_entropy_with_logits(input, target, reduction="none", **factors)
+    np.testing.assert_allclose(y.detach().numpy(), each, rtol=1e-5, atol=1e-6)
+
+
+def test_weight_that_wants_a_gradient() -> None:
+    x, t = (grebe.from_numpy(a).requires_grad_() for a in draw("probability"))
+    w = grebe.from_numpy(np.random.default_rng(2).uniform(0.5, 2, (3, 5))).requires_grad_()
+    for loss in (L.mse_loss, L.huber_loss, L.binary_cross_entropy):
+        assert gradcheck(lambda a, b, c, f=loss: f(a, b, weight=c), (x, t, w))
+
+
+def test_mixed_dtypes_and_layouts() -> None:
+    x = grebe.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 4, 5)))
+    images = x.to(memory_format=grebe.channels_last).requires_grad_()
+    L.mse_loss(images, x * 0.5).backward()
+    assert images.grad.is_contiguous(memory_format=grebe.channels_last)
+    np.testing.assert_allclose(images.grad.numpy(), x.numpy() / x.numel(), rtol=1e-12)
+    assert L.mse_loss(x.float(), x).dtype == np.float64
+    assert L.l1_loss(x.to(np.float16), x.to(np.float16) * 2).dtype == np.float16
+    with pytest.raises(TypeError, match="mse_loss: input must have a floating point dtype"):
+        L.mse_loss(grebe.tensor([1]), grebe.tensor([2]))
+    with pytest.raises(ValueError, match=r"pos_weight of shape \[4\] does not broadcast"):
+        L.binary_cross_entropy_with_logits(x, x, pos_weight=grebe.ones(4))
+
+
 def test_binary_cross_entropy_at_the_ends() -> None:
     x = grebe.tensor([0.0, 1.0, 0.0, 1.0], requires_grad=True)
     y = L.binary_cross_entropy(x, grebe.tensor([0.0, 1.0, 1.0, 0.0]), reduction="none")

@@ -139,7 +139,7 @@ V silu_slope(V unbounded) {
 
 template <class V>
 V log_sigmoid(V x) {
-  return min(V{}, x) - log1p(exp(-abs(x)));
+  return min(V{}, x) - log1p_unit(exp(-abs(x)));
 }
 
 template <class V>

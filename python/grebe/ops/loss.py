@@ -1,23 +1,28 @@
-"""Losses. Those over class labels, which have kernels, come from cross_entropy.py.
+"""Losses. Those over class labels come from cross_entropy.py. Kernels: csrc/cpu/loss.cpp.
 
-The others are composed of differentiable ops; binary cross entropy has a gradient of its own,
-because the composed one is 0 / 0 at probabilities 0 and 1 and wrong at logit 0.
+A loss element by element is a `Kind`: the number of its kernel, and its derivatives made of
+differentiable ops, which serve `create_graph=True` and targets that want a gradient.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from .._cpu import Node, record
+from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..autograd import no_grad
+from ..backend import Array, contiguous, empty, kernels
+from ..dtypes import is_floating, result_dtype
 from ..tensor import Tensor, expect_tensor
 from .compare import where
 from .cross_entropy import check_reduction
 from .cross_entropy import cross_entropy as cross_entropy
 from .cross_entropy import nll_loss as nll_loss
+from .softmax import empty_like, in_layout_of, is_half, is_innermost
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
 
@@ -56,12 +61,172 @@ def _check_same_shape(name: str, input: Tensor, target: Tensor, reduction: str) 
         raise ValueError(
             f"{name}: target of shape {list(t.shape)} must have the input's shape {list(x.shape)}"
         )
-    if x.dtype.kind in "iub":
-        raise TypeError(f"{name}: input must have a floating point dtype, got {x.dtype}")
 
 
-def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    return _reduce(loss if weight is None else loss * weight, reduction)
+# ---- losses with a kernel ----
+
+# Derivative of f(x, t; p, q) in x or t: p is the parameter, q the weight of the positive class.
+Slope = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+
+
+class Kind(NamedTuple):
+    """An elementwise loss: its number in loss.cpp and its derivatives."""
+
+    number: int
+    slope: Slope
+    target_slope: Slope
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) without overflow; not to be differentiated at 0."""
+    return x.clamp(min=0) + (-x.abs()).exp().log1p()
+
+
+def _logits_slope(x: Tensor, t: Tensor, p: float, q: Tensor | None) -> Tensor:
+    if q is None:
+        return x.sigmoid() - t
+    return 1 - t - ((q - 1) * t + 1) * (-x).sigmoid()
+
+
+def _logits_target_slope(x: Tensor, t: Tensor, p: float, q: Tensor | None) -> Tensor:
+    return -x if q is None else (q - 1) * _softplus(-x) - x
+
+
+SQUARED = Kind(0, lambda x, t, p, q: (x - t) * 2, lambda x, t, p, q: (t - x) * 2)
+ABSOLUTE = Kind(1, lambda x, t, p, q: (x - t).sign(), lambda x, t, p, q: (t - x).sign())
+HUBER = Kind(2, lambda x, t, p, q: (x - t).clamp(-p, p), lambda x, t, p, q: (t - x).clamp(-p, p))
+SMOOTH_L1 = Kind(
+    3,
+    lambda x, t, p, q: ((x - t) * (1 / p)).clamp(-1, 1),
+    lambda x, t, p, q: ((t - x) * (1 / p)).clamp(-1, 1),
+)
+LOGITS = Kind(4, _logits_slope, _logits_target_slope)
+PROBABILITIES = Kind(
+    5,
+    lambda x, t, p, q: (x - t) / ((1 - x) * x).clamp(min=1e-12),
+    lambda x, t, p, q: (1 - x).log() - x.log(),
+)
+DIVERGENCE = Kind(6, lambda x, t, p, q: -t, lambda x, t, p, q: t.log() + 1 - x)
+LOG_DIVERGENCE = Kind(7, lambda x, t, p, q: -t.exp(), lambda x, t, p, q: t.exp() * (t - x + 1))
+
+
+class PointwiseLoss(Node):
+    """dx = slope(x, t) weight factor dy, dt likewise."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        input, target, weight, positive, kind, p, factor = self.saved
+        scale = grad * factor if weight is None else grad * weight * factor
+        gx = gt = None
+        if self.edges[1] is not None:
+            gt = scale * kind.target_slope(input, target, p, positive)
+        if self.edges[0] is None:
+            return gx, gt
+        if grad_enabled():
+            return scale * kind.slope(input, target, p, positive), gt
+        x, t, w, q = _dense(input.array, target.array, weight, positive)
+        g = grad.array if grad.array.size == 1 else in_layout_of(x, grad.array)
+        y = empty_like(x)
+        kernels(x).pointwise_loss_backward(x, t, w, q, g, y, kind.number, p, factor)
+        return wrap(y), gt
+
+
+def _dense(
+    x: Array, t: Array, weight: Tensor | None, positive: Tensor | None
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """The kernel's operands: x and t dense in one order, weights as long as they repeat."""
+    if weight is None and positive is None:
+        if not x.flags.c_contiguous and not (x.ndim > 1 and is_innermost(x, 1)):
+            x = contiguous(x)
+        return x, in_layout_of(x, t), None, None
+    factors = [f if f is None else f.array for f in (weight, positive)]
+    w, q = _repeating(factors, x)
+    return contiguous(x), contiguous(t), w, q
+
+
+def _repeating(factors: list[Array | None], x: Array) -> list[Array | None]:
+    """Arrays that broadcast to `x`, as flat arrays that repeat over `x` in C order."""
+    least = 1024  # elements: shorter ones would cost a short loop each
+    shapes = [(1,) * (x.ndim - f.ndim) + f.shape for f in factors if f is not None]
+    first = next((d for d in range(x.ndim) if any(s[d] != 1 for s in shapes)), x.ndim)
+    tail = x.shape[first:]
+    size = max(math.prod(tail), 1)
+    copies = 1 if size >= least else -(-min(least, x.size) // size)
+    result: list[Array | None] = []
+    for f in factors:
+        if f is None:
+            result.append(None)
+            continue
+        last = f.reshape(f.shape[max(f.ndim - len(tail), 0) :])
+        flat = np.broadcast_to(last, tail).astype(x.dtype, order="C", copy=False).reshape(-1)
+        result.append(contiguous(flat if copies <= 1 else np.tile(flat, copies)))
+    return result
+
+
+def _pointwise(
+    name: str,
+    kind: Kind,
+    input: Tensor,
+    target: Tensor,
+    reduction: str,
+    p: float = 0.0,
+    weight: Tensor | None = None,
+    positive: Tensor | None = None,
+    total: float | None = None,
+) -> Tensor:
+    """A loss by its kernel; arguments are checked. `total` is what "mean" divides by."""
+    if weight is not None and weight.requires_grad and grad_enabled():
+        each = _pointwise(name, kind, input, target, "none", p, None, positive) * weight
+        return each.sum() / weight.sum() if total is not None else _reduce(each, reduction)
+    dtype = input.array.dtype
+    if target.array.dtype != dtype:
+        dtype = result_dtype(input.array, target.array)
+        input, target = input.to(dtype), target.to(dtype)
+    if not is_floating(dtype):
+        raise TypeError(f"{name}: input must have a floating point dtype, got {dtype}")
+    if is_half(dtype):
+        wide = (input.to(np.float32), target.to(np.float32))
+        return _pointwise(name, kind, *wide, reduction, p, weight, positive, total).to(dtype)
+    if input.shape != target.shape:
+        shape = np.broadcast_shapes(input.shape, target.shape)
+        input, target = input.expand(shape), target.expand(shape)
+    x, t, w, q = _dense(input.array, target.array, weight, positive)
+    factor = 1.0
+    if reduction == "mean":
+        total = x.size if total is None else total
+        factor = 1 / total if total else math.nan
+    keep = reduction == "none"
+    y = empty_like(x) if keep else empty((), x.dtype, x)
+    kernels(x).pointwise_loss(x, t, w, q, y, kind.number, p, factor, keep)
+    weight, positive = (f if f is None else f.detach() for f in (weight, positive))
+    saved = (input, target, weight, positive, kind, p, factor)
+    return record(PointwiseLoss, y, (input, target), saved)
+
+
+def _check_factor(name: str, argument: str, factor: Tensor | None, input: Tensor) -> None:
+    """ValueError unless `factor` broadcasts to the input's shape."""
+    if factor is None:
+        return
+    shape = expect_tensor(name, argument, factor).shape
+    try:
+        fits = np.broadcast_shapes(shape, input.shape) == input.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: {argument} of shape {list(shape)} does not broadcast to the input's shape "
+            f"{list(input.shape)}"
+        )
+
+
+def _weight_total(name: str, weight: Tensor | None, input: Tensor, reduction: str) -> float | None:
+    """What "mean" divides by: the sum of the weights, which must have the input's shape."""
+    if weight is None:
+        return None
+    if expect_tensor(name, "weight", weight).shape != input.shape:
+        raise ValueError(f"{name}: weights and input must have the same size")
+    return float(weight.detach().sum().item()) if reduction == "mean" else None
 
 
 @full_precision
@@ -84,14 +249,8 @@ def mse_loss(
         ValueError: shapes do not broadcast, or `reduction` is unknown.
     """
     _check_pair("mse_loss", input, target, reduction)
-    difference = input - target
-    loss = difference * difference
-    if weight is None:
-        return _reduce(loss, reduction)
-    if weight.shape != input.shape:
-        raise ValueError("mse_loss: weights and input must have the same size")
-    loss = loss * weight
-    return loss.sum() / weight.sum() if reduction == "mean" else _reduce(loss, reduction)
+    total = _weight_total("mse_loss", weight, input, reduction)
+    return _pointwise("mse_loss", SQUARED, input, target, reduction, 0.0, weight, None, total)
 
 
 @full_precision
@@ -111,7 +270,7 @@ def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor
         ValueError: shapes do not broadcast, or `reduction` is unknown.
     """
     _check_pair("l1_loss", input, target, reduction)
-    return _reduce((input - target).abs(), reduction)
+    return _pointwise("l1_loss", ABSOLUTE, input, target, reduction)
 
 
 @full_precision
@@ -138,8 +297,7 @@ def smooth_l1_loss(
         raise ValueError(f"smooth_l1_loss: expected beta >= 0, got {beta}")
     if beta == 0:
         return l1_loss(input, target, reduction=reduction)
-    d = (input - target).abs()
-    return _reduce(where(d < beta, d * d * (0.5 / beta), d - 0.5 * beta), reduction)
+    return _pointwise("smooth_l1_loss", SMOOTH_L1, input, target, reduction, float(beta))
 
 
 @full_precision
@@ -170,25 +328,9 @@ def huber_loss(
     _check_pair("huber_loss", input, target, reduction)
     if not delta > 0:
         raise ValueError(f"huber_loss: expected delta > 0, got {delta}")
-    d = (input - target).abs()
-    loss = where(d <= delta, d * d * 0.5, (d - 0.5 * delta) * delta)
-    if weight is None:
-        return _reduce(loss, reduction)
-    loss = loss * weight
-    return loss.sum() / weight.sum() if reduction == "mean" else _reduce(loss, reduction)
-
-
-class BinaryCrossEntropy(Node):
-    """-(t log x + (1 - t) log(1 - x)): dx = (x - t) / (x (1 - x)) dy."""
-
-    __slots__ = ()
-
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, t = self.saved
-        gx = grad * (x - t) / ((1 - x) * x).clamp(min=1e-12)
-        if self.edges[1] is None:
-            return gx, None
-        return gx, grad * ((1 - x).log() - x.log())
+    p = float(delta)
+    total = _weight_total("huber_loss", weight, input, reduction)
+    return _pointwise("huber_loss", HUBER, input, target, reduction, p, weight, None, total)
 
 
 @full_precision
@@ -212,42 +354,16 @@ def binary_cross_entropy(
     """
     name = "binary_cross_entropy"
     _check_same_shape(name, input, target, reduction)
-    x = input.array
-    if x.size and not (x.min() >= 0 and x.max() <= 1):
-        raise ValueError(
-            f"{name}: all elements of input should be between 0 and 1, got values from {x.min()} "
-            f"to {x.max()}"
-        )
-    with no_grad():
-        log_x = input.log().clamp(min=-100)
-        log_rest = (-input).log1p().clamp(min=-100)
-        loss = -(target * log_x + (1 - target) * log_rest)
-    loss = record(BinaryCrossEntropy, loss.array, (input, target), (input, target))
-    return _weighted(loss, weight, reduction)
-
-
-class BinaryCrossEntropyWithLogits(Node):
-    """(1 - t) x + q softplus(-x), q = 1 + (pos_weight - 1) t: dx = (1 - t - q sigmoid(-x)) dy."""
-
-    __slots__ = ()
-
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, t, pos_weight = self.saved
-        if pos_weight is None:
-            gx, gt = grad * (x.sigmoid() - t), -x
-        else:
-            gx = grad * (1 - t - _positive_factor(t, pos_weight) * (-x).sigmoid())
-            gt = (pos_weight - 1) * _softplus(-x) - x
-        return gx, (grad * gt if self.edges[1] is not None else None)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) without overflow; not to be differentiated at 0."""
-    return x.clamp(min=0) + (-x.abs()).exp().log1p()
-
-
-def _positive_factor(target: Tensor, pos_weight: Tensor) -> Tensor:
-    return (pos_weight - 1) * target + 1
+    _check_factor(name, "weight", weight, input)
+    loss = _pointwise(name, PROBABILITIES, input, target, reduction, 0.0, weight)
+    if np.isnan(loss.array).any():  # so it is for inputs outside [0, 1]
+        x = input.array
+        if not (x.min() >= 0 and x.max() <= 1):
+            raise ValueError(
+                f"{name}: all elements of input should be between 0 and 1, got values from "
+                f"{x.min()} to {x.max()}"
+            )
+    return loss
 
 
 @full_precision
@@ -277,20 +393,11 @@ def binary_cross_entropy_with_logits(
         TypeError: no floating point tensors.
         ValueError: shapes differ, or `reduction` is unknown.
     """
-    _check_same_shape("binary_cross_entropy_with_logits", input, target, reduction)
-    with no_grad():
-        tail = _softplus(-input)
-        if pos_weight is not None:
-            tail = _positive_factor(target, pos_weight) * tail
-        loss = (1 - target) * input + tail
-    if loss.shape != input.shape:
-        raise ValueError(
-            "binary_cross_entropy_with_logits: pos_weight does not broadcast to the input's shape "
-            f"{list(input.shape)}"
-        )
-    saved = (input, target, None if pos_weight is None else pos_weight.detach())
-    loss = record(BinaryCrossEntropyWithLogits, loss.array, (input, target), saved)
-    return _weighted(loss, weight, reduction)
+    name = "binary_cross_entropy_with_logits"
+    _check_same_shape(name, input, target, reduction)
+    _check_factor(name, "weight", weight, input)
+    _check_factor(name, "pos_weight", pos_weight, input)
+    return _pointwise(name, LOGITS, input, target, reduction, 0.0, weight, pos_weight)
 
 
 @full_precision
@@ -316,9 +423,8 @@ def kl_div(
     if batchmean:
         reduction = "sum"
     _check_pair("kl_div", input, target, reduction)
-    terms = target.exp() * target if log_target else target.xlogy(target)
-    weight = target.exp() if log_target else target
-    loss = _reduce(terms - weight * input, reduction)
+    kind = LOG_DIVERGENCE if log_target else DIVERGENCE
+    loss = _pointwise("kl_div", kind, input, target, reduction)
     return loss / input.shape[0] if batchmean and input.ndim else loss
 
 
