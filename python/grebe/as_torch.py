@@ -20,6 +20,7 @@ import grebe
 # torch's module -> where grebe has its names, the first that knows one.
 MODULES: dict[str, tuple[str, ...]] = {
     "torch": ("grebe",),
+    "torch.amp": ("grebe.amp",),
     "torch.autograd": ("grebe.autograd",),
     "torch.cuda": ("grebe.cuda",),
     "torch.distributions": ("grebe.distributions",),
