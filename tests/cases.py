@@ -479,7 +479,9 @@ CASES += [
         ((2, 2, 2, 0, 3, 4, 4), {}),
         ((0, 2, 2, 3, 3, 4, 4), {}),
     ]
-    if not (causal and s[3] == 1 < s[4])  # one key is seen: the gradients are rounding errors
+    if not causal
+    # One key is seen: the gradients are rounding errors. PyTorch makes NaN of a scale below 0.
+    or not (s[3] == 1 < s[4] or kwargs.get("scale", 1) < 0)
 ]
 CASES += [
     Case("attention", ATTENTION, heads_of(*s))

@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"window": 5},
     "window behind": {"window": (-1, 2), "causal_offset": 20},
     "causal window": {"window": (20, 0), "is_causal": True, "causal_offset": 30},
+    "negative scale": {"scale": -0.5, "is_causal": True, "causal_offset": 31},
     "soft cap": {"score_mod": SoftCap(1.5)},
     "ALiBi": {"score_mod": ALiBi.of_heads(4), "is_causal": True, "causal_offset": 31},
     "dropout": {"dropout_p": 0.3},
