@@ -215,11 +215,15 @@ struct Correlation {
   struct Memory {
     T *band, *results;
     int64_t *starts, *source, *place;
+    const T* ahead;  // where the thread will probably read next, pixel by pixel; or null
   };
   Memory lay_out(Arena* arena) const {
-    return {arena->take<T>(band_size), arena->take<T>(rows_of_job * y.w * G),
-            arena->take<int64_t>(rows_of_job), arena->take<int64_t>(rows_of_job * y.w),
-            arena->take<int64_t>(rows_of_job * y.w)};
+    return {arena->take<T>(band_size),
+            arena->take<T>(rows_of_job * y.w * G),
+            arena->take<int64_t>(rows_of_job),
+            arena->take<int64_t>(rows_of_job * y.w),
+            arena->take<int64_t>(rows_of_job * y.w),
+            nullptr};
   }
 
   // Where the pixels of a phase are in the band and in the results; returns how many.
@@ -258,8 +262,17 @@ struct Correlation {
                             piece.channel;
           const T* a[M];
           for (int i = 0; i < M; ++i) a[i] = origin + from[i];
-          pixel_rows<T, M, V>(piece.channels, a,
-                              weights + (tap.index * x.channels + piece.channel) * V * L, acc);
+          const T* w = weights + (tap.index * x.channels + piece.channel) * V * L;
+          const int64_t part = m.ahead ? L : piece.channels;
+          for (int64_t c = 0; c < piece.channels; c += part, w += part * V * L) {
+            pixel_rows<T, M, V>(smaller(part, piece.channels - c), a, w, acc);
+            for (int i = 0; i < M; ++i) {
+              a[i] += part;
+              if (m.ahead)
+                __builtin_prefetch(m.ahead + (tiles.begin(t) + i) * x.s.w + piece.channel + c, 0,
+                                   2);
+            }
+          }
         }
         for (int i = 0; i < M; ++i)
           for (int v = 0; v < V; ++v) {
@@ -306,16 +319,26 @@ struct Correlation {
                     y.w * G);
   }
 
+  // Of the inputs of a block, where they lie pixel by pixel and are read once.
+  const T* begin_of_pixels(int64_t block, const Tiling& blocks) const {
+    const bool once = list.count == 1 && list.step_h == 1 && list.step_w == 1;
+    const bool dense = x.s.c == 1 && x.s.h == x.w * x.s.w && x.s.n == x.h * x.s.h;
+    if (!once || !dense || x.h != y.h || x.w != y.w || block >= blocks.count) return nullptr;
+    return x.data + blocks.begin(block) * x.s.h;
+  }
+
   void run(const Strips<T>& strips, char* memory, int64_t own) const {
     const Tiling blocks(y.batch * y.h, rows_of_job);
     const int64_t parts = jobs_per_block(blocks.count, strips.count());
     take_jobs(blocks.count * parts, num_threads(), [&](int64_t j, int thread) {
       Arena arena{memory + thread * own};
-      const Memory m = lay_out(&arena);
+      Memory m = lay_out(&arena);
       const int64_t block = j / parts, part = j % parts;
       const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
       bands.copy(x, begin, end, 0, x.channels, m.band, m.starts);
-      for (int64_t g = strips.count() * part / parts; g < strips.count() * (part + 1) / parts; ++g)
+      m.ahead = begin_of_pixels(block + num_threads(), blocks);
+      for (int64_t g = strips.count() * part / parts; g < strips.count() * (part + 1) / parts;
+           ++g, m.ahead = nullptr)
         job(strips, g, begin, end, m);
     });
   }
