@@ -101,13 +101,20 @@ def test_dropout(dtype: type, p: float) -> None:
     x = np.random.default_rng(0).standard_normal(n).astype(dtype)
     y = np.full(n, np.nan, dtype)
     _cpu.dropout(x, y, p, 11, 5)
-    keep = words(11, 5, n) >= np.uint64(int(p * 2**32))
+    group, j = np.divmod(np.arange(n), 128)
+    word = words(11, 5, n)[group * 64 + j // 32 * 16 + j % 16]
+    half = np.where(j % 32 < 16, word & 0xFFFF, word >> 16)
+    limit, rest = divmod(int(p * 2**48), 2**32)
+    keep = half >= limit
+    for i in np.flatnonzero(half == limit):  # a stream apart decides
+        apart = np.array([(1 << 63) | int(i)], np.uint64)
+        keep[i] = philox(11, apart, 5)[0, 0] >= rest
     scale = dtype(1 / (1 - p)) if p < 1 else dtype(0)
     np.testing.assert_array_equal(y, np.where(keep, x * scale, 0))
     assert abs(keep.mean() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5 + 1e-9
     ones = np.empty(n, dtype)
     _cpu.random_bernoulli(ones, 11, 5, p)
-    np.testing.assert_array_equal(ones, ~keep)
+    np.testing.assert_array_equal(ones, words(11, 5, n) < np.uint64(int(p * 2**32)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

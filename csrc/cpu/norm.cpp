@@ -7,8 +7,9 @@
 // close enough to the mean that the sum of squares does not cancel: one read gives the variance.
 // Sums are taken in T over short runs, in double beyond, per fixed segment of the batch, and the
 // segments are added in order. A second pass maps: out = (x - p0) * p1 + g * p3 + p2 per channel.
-// Layer norm does each row, in cache, in two passes for the moments and one for the result; RMS norm
-// is the same without the mean. Group norm (instance norm: groups of one channel) does each group of
+// Layer norm does each row, in cache, in two passes for the moments and one for the result; backward
+// four rows together, a pass for their sums and one for all gradients. RMS norm is the same without
+// the mean. Group norm (instance norm: groups of one channel) does each group of
 // channels of an example as such a row; backward, the two sums per channel, by batch norm's loop,
 // give the row's sums as well as the parameters' gradients, so that x and grad are read twice.
 //
@@ -380,43 +381,85 @@ void layer_norm_any(In input, OptIn weight, OptIn bias, Out output, OptOut mean,
   });
 }
 
-// gx = invstd (h - mean(h) - xhat mean(h xhat)) with h = g weight, xhat = (x - mean) invstd.
+// What backward needs of a row: xhat = (x - mean) invstd, gx = invstd (h - a - xhat b), where
+// h = g weight, a = mean(h), b = mean(h xhat).
+template <class T>
+struct NormRow {
+  const T *g, *x;
+  T* gx;
+  T mean, invstd, a, b;
+};
+
+// a and b of columns [begin, end), not yet divided, by blocks that are added in double.
 template <bool kCentred, class T>
-void layer_norm_backward_row(const T* g, const T* x, T* gx, int64_t n, const T* weight, T mean,
-                             T invstd) {
-  const vec<T> m = splat(mean), s = splat(invstd);
-  auto h = [=](vec<T> v, int64_t i, int64_t valid) {
-    return weight ? v * load_upto(weight + i, valid) : v;
-  };
-  const T sum = kCentred ? row_sum(g, n, h) : T{0};
-  const T dot = row_sum(g, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    return h(v, i, valid) * ((load_upto(x + i, valid) - m) * s);
-  });
-  const vec<T> a = splat(sum / static_cast<T>(n)), b = splat(dot / static_cast<T>(n));
-  row_map(g, gx, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    const vec<T> xhat = (load_upto(x + i, valid) - m) * s;
-    return (h(v, i, valid) - a - xhat * b) * s;
-  });
+void add_row_sums(const NormRow<T>& r, const T* weight, int64_t begin, int64_t end, double* sums) {
+  constexpr int64_t L = lanes<T>;
+  const vec<T> m = splat(r.mean), s = splat(r.invstd);
+  for (int64_t i = begin; i < end;) {
+    const int64_t stop = at_most(i + kBlock, end);
+    vec<T> a[2] = {}, b[2] = {};
+    auto step = [&](int k, int64_t j, int64_t n) {
+      vec<T> h = load_upto(r.g + j, n);
+      if (weight) h = h * load_upto(weight + j, n);
+      if (kCentred) a[k] = a[k] + h;
+      b[k] = fma(h, (load_upto(r.x + j, n) - m) * s, b[k]);  // past the end h is 0
+    };
+    for (; i + 2 * L <= stop; i += 2 * L)
+      for (int k = 0; k < 2; ++k) step(k, i + k * L, L);
+    for (; i < stop; i += L) step(0, i, at_most(stop - i, L));
+    i = stop;
+    if (kCentred) sums[0] += static_cast<double>(hsum(a[0] + a[1]));
+    sums[1] += static_cast<double>(hsum(b[0] + b[1]));
+  }
 }
 
-// gw += g xhat, gb += g.
-template <class T>
-void layer_norm_parameter_row(const T* g, const T* x, T* gw, T* gb, int64_t n, T mean, T invstd) {
-  const vec<T> m = splat(mean), s = splat(invstd);
-  row_map(g, gb, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    return v + load_upto(static_cast<const T*>(gb) + i, valid);
-  });
-  row_map(g, gw, n, [=](vec<T> v, int64_t i, int64_t valid) {
-    const vec<T> xhat = (load_upto(x + i, valid) - m) * s;
-    return fma(v, xhat, load_upto(static_cast<const T*>(gw) + i, valid));
-  });
+template <bool kCentred, class T>
+void set_row_means(NormRow<T>& r, const T* weight, int64_t n) {
+  double sums[2] = {};
+  if (n < kSplitFrom) {
+    add_row_sums<kCentred>(r, weight, 0, n, sums);
+  } else {
+    double parts[kParts][2] = {};
+    for_each_piece(n, [&](int64_t k, int64_t begin, int64_t end) {
+      add_row_sums<kCentred>(r, weight, begin, end, parts[k]);
+    });
+    for (const auto& part : parts) sums[0] += part[0], sums[1] += part[1];
+  }
+  r.a = static_cast<T>(sums[0] / static_cast<double>(n));
+  r.b = static_cast<T>(sums[1] / static_cast<double>(n));
+}
+
+// gx of kRows rows, and their share of the parameters' gradients, in columns [begin, end).
+template <int kRows, class T>
+void layer_norm_backward_rows(const NormRow<T>* rows, const T* weight, T* gw, T* gb, int64_t begin,
+                              int64_t end) {
+  constexpr int64_t L = lanes<T>;
+  for (int64_t j = begin; j < end; j += L) {
+    const int64_t n = at_most(end - j, L);
+    const vec<T> w = weight ? load_upto(weight + j, n) : splat(T(1));
+    vec<T> sum_w{}, sum_b{};
+#pragma GCC unroll 4
+    for (int k = 0; k < kRows; ++k) {
+      const NormRow<T>& r = rows[k];
+      const vec<T> g = load_upto(r.g + j, n), s = splat(r.invstd);
+      const vec<T> xhat = (load_upto(r.x + j, n) - splat(r.mean)) * s;
+      sum_w = fma(g, xhat, sum_w);
+      sum_b = sum_b + g;
+      if (r.gx) store_upto(r.gx + j, (fma(g, w, -splat(r.a)) - xhat * r.b) * s, n);
+    }
+    if (!gw) continue;
+    store_upto(gw + j, load_upto(static_cast<const T*>(gw) + j, n) + sum_w, n);
+    store_upto(gb + j, load_upto(static_cast<const T*>(gb) + j, n) + sum_b, n);
+  }
 }
 
 template <bool kCentred, class T>
 bool layer_norm_backward_any(In grad, In input, OptIn weight, OptIn mean, In invstd,
                              OptOut grad_input, OptOut grad_weight, OptOut grad_bias, int64_t rows,
                              int64_t n) {
-  constexpr int64_t kSegments = 64, kRows = 16;
+  constexpr int64_t kSegments = 64, kRows = 16, kTogether = 4;
+  const T* w = data<T>(weight);
+  T* gx = data<T>(grad_input);
   const int64_t few = (rows + kSegments - 1) / kSegments, segment = few > kRows ? few : kRows;
   const int64_t segments = (rows + segment - 1) / segment;
   const bool parameters = grad_weight.data || grad_bias.data;
@@ -430,13 +473,29 @@ bool layer_norm_backward_any(In grad, In input, OptIn weight, OptIn mean, In inv
     for (int64_t u = first; u < last; ++u) {
       T* gw = partial ? partial + 2 * u * n : nullptr;
       if (gw) __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(2 * n));
-      for (int64_t i = u * segment; i < at_most((u + 1) * segment, rows); ++i) {
-        const T *g = data<T>(grad) + i * n, *x = data<T>(input) + i * n;
-        const T m = kCentred ? data<T>(mean)[i] : T{0}, s = data<T>(invstd)[i];
-        if (grad_input.data)
-          layer_norm_backward_row<kCentred>(g, x, data<T>(grad_input) + i * n, n, data<T>(weight),
-                                            m, s);
-        if (gw) layer_norm_parameter_row(g, x, gw, gw + n, n, m, s);
+      const int64_t stop = at_most((u + 1) * segment, rows);
+      for (int64_t i = u * segment; i < stop; i += kTogether) {
+        const int64_t count = at_most(stop - i, kTogether);
+        NormRow<T> r[kTogether];
+        for (int64_t k = 0; k < count; ++k) {
+          const int64_t at = (i + k) * n;
+          r[k] = {data<T>(grad) + at,
+                  data<T>(input) + at,
+                  gx ? gx + at : nullptr,
+                  kCentred ? data<T>(mean)[i + k] : T{0},
+                  data<T>(invstd)[i + k],
+                  T{0},
+                  T{0}};
+          if (gx) set_row_means<kCentred>(r[k], w, n);
+        }
+        auto write = [&](int64_t, int64_t begin, int64_t end) {
+          T* gb = gw ? gw + n : nullptr;
+          if (count == kTogether)
+            return layer_norm_backward_rows<kTogether>(r, w, gw, gb, begin, end);
+          for (int64_t k = 0; k < count; ++k)
+            layer_norm_backward_rows<1>(r + k, w, gw, gb, begin, end);
+        };
+        n < kSplitFrom ? write(0, 0, n) : for_each_piece(n, write);
       }
     }
   });

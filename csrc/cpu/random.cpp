@@ -7,13 +7,17 @@
 // between levels in the last places of log, sin and cos.
 //
 // Arrays are visited in logical C order, so that an element's number does not depend on strides.
-// Floor: 10 rounds of 8 instructions for 4 words; for dropout of large arrays the memory traffic.
+// Dropout takes 16 bits per element, and where they equal the threshold 32 more; with bias and
+// residual it is one pass.
+//
+// Floor: 10 rounds of 6 instructions for 8 blocks; for dropout of large arrays the memory traffic.
+// Measured: docs/kernels/random.md.
 #include "philox.h"
 
 namespace grebe::GREBE_ISA {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // elements, a multiple of a group
+constexpr int64_t kGrain = 16384;  // elements, a multiple of every group
 
 // ---- visiting arrays in logical order ----
 
@@ -123,22 +127,141 @@ void normal_group(const uint32_t* words, double mean, double std, double* y) {
 // Words below the threshold have probability p; 2^32 takes them all.
 uint64_t threshold(double p) { return static_cast<uint64_t>(p * 0x1p32); }
 
+// ---- dropout ----
+
+// Sixteen bits decide an element, so that a word serves two: in groups of 128 elements, element j
+// takes the low (j % 32 < 16) or high half of word j / 32 of block j % 16. Where they equal the
+// threshold, which is once in 65536, a word of a stream apart decides: p is exact to 2^-48.
+constexpr int kHalves = 2 * kWords;
+
+struct Dropout {
+  uint64_t seed, offset;
+  int32_t limit;  // halves below are dropped
+  uint32_t rest;  // share of those that equal the limit
+  double scale;
+
+  Dropout(double p, int64_t s, int64_t o)
+      : seed(static_cast<uint64_t>(s)), offset(static_cast<uint64_t>(o)), scale(1 / (1 - p)) {
+    const uint64_t drop = static_cast<uint64_t>(p * 0x1p48);
+    limit = static_cast<int32_t>(drop >> 32);
+    rest = static_cast<uint32_t>(drop);
+  }
+
+  // bits[j] < limit where element `first` + j is dropped.
+  void decide(int64_t first, int32_t* bits) const {
+    alignas(64) uint32_t words[kWords];
+    philox_group(seed, offset, first / kHalves, words);
+    int32_t ties = 0;
+    for (int w = 0; w < 4; ++w) {
+      for (int b = 0; b < kBlocks; ++b) {
+        const uint32_t word = words[w * kBlocks + b];
+        const int32_t low = static_cast<int32_t>(word & 0xFFFFu);
+        const int32_t high = static_cast<int32_t>(word >> 16);
+        bits[2 * w * kBlocks + b] = low;
+        bits[(2 * w + 1) * kBlocks + b] = high;
+        ties |= static_cast<int32_t>(low == limit) | static_cast<int32_t>(high == limit);
+      }
+    }
+    if (__builtin_expect(ties != 0, 0)) {
+      for (int j = 0; j < kHalves; ++j) {
+        if (bits[j] != limit) continue;
+        const uint64_t apart = uint64_t{1} << 63 | static_cast<uint64_t>(first + j);
+        if (philox(seed, apart, offset).v[0] < rest) bits[j] = -1;
+      }
+    }
+  }
+};
+
+// to = (from + bias) / (1 - p) where kept, else 0; plus `add`. bias and add may be nullptr.
+template <bool kBias, bool kAdd, class T>
+inline void drop_group(const int32_t* bits, int32_t limit, T scale, const T* from, const T* bias,
+                       const T* add, T* to) {
+  for (int j = 0; j < kHalves; ++j) {
+    const T kept = (kBias ? from[j] + bias[j] : from[j]) * scale;
+    const T y = bits[j] >= limit ? kept : T(0);
+    to[j] = kAdd ? y + add[j] : y;
+  }
+}
+
 template <class T>
 void dropout_typed(const View& x, const View& y, double p, int64_t seed, int64_t offset) {
-  const uint64_t drop = threshold(p);
-  if (drop > 0xFFFFFFFFu) {
-    return generate<kWords, T>(y, x, seed, offset, [](const uint32_t*, const T*, T* to) {
-      for (int j = 0; j < kWords; ++j) to[j] = 0;
-    });
-  }
-  const uint32_t limit = static_cast<uint32_t>(drop);
-  const T scale = static_cast<T>(1 / (1 - p));
-  generate<kWords, T>(y, x, seed, offset, [=](const uint32_t* words, const T* from, T* to) {
-    for (int j = 0; j < kWords; ++j) {
-      const T kept = from[j] * scale;
-      to[j] = words[j] >= limit ? kept : T(0);
+  const Dropout drop(p, seed, offset);
+  const Order order(y, x);
+  const T scale = static_cast<T>(drop.scale), *none = nullptr;
+  parallel_for(numel(y), kGrain, [&](int64_t begin, int64_t end) {
+    alignas(64) int32_t bits[kHalves];
+    alignas(64) T from[kHalves] = {}, to[kHalves];
+    for (int64_t i = begin; i < end; i += kHalves) {
+      const int64_t n = end - i < kHalves ? end - i : kHalves;
+      drop.decide(i, bits);
+      if (order.dense() && n == kHalves) {
+        drop_group<false, false>(bits, drop.limit, scale, data<T>(x) + i, none, none,
+                                 data<T>(y) + i);
+        continue;
+      }
+      order.each(i, n, [&](int64_t j, int64_t, int64_t at) { from[j] = data<T>(x)[at]; });
+      drop_group<false, false>(bits, drop.limit, scale, from, none, none, to);
+      order.each(i, n, [&](int64_t j, int64_t at, int64_t) { data<T>(y)[at] = to[j]; });
     }
   });
+}
+
+// Rows of `period` elements in a flat array: what belongs to a column (bias, its gradient) stands
+// in period + kHalves elements, so that a group that runs over a row's end finds the next one's.
+template <bool kBias, bool kAdd, class T>
+bool bias_dropout_typed(const View& x, const View& bias, const View& residual, const View& y,
+                        const View& gbias, const Dropout& drop) {
+  constexpr int64_t kParts = 64;
+  const int64_t n = numel(x), period = bias.data ? numel(bias) : gbias.data ? numel(gbias) : 1;
+  const int64_t wide = period + kHalves;
+  const int64_t least = (n + kParts - 1) / kParts;
+  const int64_t part = least > kGrain ? (least + kHalves - 1) / kHalves * kHalves : kGrain;
+  const int64_t parts = gbias.data ? (n + part - 1) / part : 0;
+  T* columns = static_cast<T*>(scratch(sizeof(T) * static_cast<size_t>(wide * (parts + 1))));
+  if (!columns) return false;
+  for (int64_t j = 0; kBias && j < wide; ++j) columns[j] = data<T>(bias)[j % period];
+  const T scale = static_cast<T>(drop.scale);
+  parallel_for(n, part, [&](int64_t begin, int64_t end) {
+    alignas(64) int32_t bits[kHalves];
+    alignas(64) T from[kHalves] = {}, add[kHalves] = {}, to[kHalves];
+    for (int64_t i = begin; i < end; i += kHalves) {
+      const int64_t count = end - i < kHalves ? end - i : kHalves, column = i % period;
+      const bool whole = count == kHalves;
+      const T *px = data<T>(x) + i, *pr = kAdd ? data<T>(residual) + i : nullptr;
+      T* py = whole ? data<T>(y) + i : to;
+      if (!whole) {
+        for (int64_t j = 0; j < count; ++j) from[j] = px[j], add[j] = kAdd ? pr[j] : T(0);
+        px = from, pr = add;
+      }
+      drop.decide(i, bits);
+      drop_group<kBias, kAdd>(bits, drop.limit, scale, px, columns + column, pr, py);
+      if (!whole)
+        for (int64_t j = 0; j < count; ++j) data<T>(y)[i + j] = to[j];
+      if (!gbias.data) continue;
+      T* sums = columns + wide * (1 + i / part);
+      if (i % part == 0) __builtin_memset(sums, 0, sizeof(T) * static_cast<size_t>(wide));
+      for (int64_t j = 0; j < count; ++j) sums[column + j] += py[j];
+    }
+  });
+  if (!gbias.data) return true;
+  for (int64_t c = 0; c < period; ++c) {
+    double sum = 0;
+    for (int64_t k = 0; k < parts; ++k)
+      for (int64_t j = c; j < wide; j += period)
+        sum += static_cast<double>(columns[wide * (1 + k) + j]);
+    data<T>(gbias)[c] = static_cast<T>(sum);
+  }
+  return true;
+}
+
+template <class T>
+bool bias_dropout_any(const View& x, const View& bias, const View& residual, const View& y,
+                      const View& gbias, const Dropout& drop) {
+  if (bias.data)
+    return residual.data ? bias_dropout_typed<true, true, T>(x, bias, residual, y, gbias, drop)
+                         : bias_dropout_typed<true, false, T>(x, bias, residual, y, gbias, drop);
+  return residual.data ? bias_dropout_typed<false, true, T>(x, bias, residual, y, gbias, drop)
+                       : bias_dropout_typed<false, false, T>(x, bias, residual, y, gbias, drop);
 }
 
 template <class T>
@@ -199,11 +322,20 @@ void random_bernoulli(Out y, int64_t seed, int64_t offset, double p) {
                              : bernoulli_typed<double>(y, seed, offset, p);
 }
 
-// y = x / (1 - p) where the element's word keeps it (probability 1 - p), else 0. The mask does not
+// y = x / (1 - p) where the element's bits keep it (probability 1 - p), else 0. The mask does not
 // depend on the dtype; the same call on the gradient is the backward pass.
 void dropout(In x, Out y, double p, int64_t seed, int64_t offset) {
   x.dtype == DType::kFloat32 ? dropout_typed<float>(x, y, p, seed, offset)
                              : dropout_typed<double>(x, y, p, seed, offset);
+}
+
+// y = dropout(x + bias) + residual, with dropout's mask. Backward: x is the gradient, without bias
+// and residual, y the input's gradient and gbias the bias's.
+bool bias_dropout_add(In x, OptIn bias, OptIn residual, Out y, OptOut gbias, double p, int64_t seed,
+                      int64_t offset) {
+  const Dropout drop(p, seed, offset);
+  return x.dtype == DType::kFloat32 ? bias_dropout_any<float>(x, bias, residual, y, gbias, drop)
+                                    : bias_dropout_any<double>(x, bias, residual, y, gbias, drop);
 }
 
 }  // namespace grebe::GREBE_ISA

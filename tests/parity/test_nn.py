@@ -270,5 +270,6 @@ def test_names_and_signatures_are_pytorchs() -> None:
         for a, b in zip(got, expected, strict=False):
             defaults = [getattr(p.default, "__name__", p.default) for p in (a, b)]  # F.relu
             assert defaults[0] == defaults[1] or name in ("Module", "Hardtanh"), (name, a.name)
-    for name in nn.functional.__all__:
+    beyond = {"bias_dropout_add"}  # what PyTorch lacks
+    for name in set(nn.functional.__all__) - beyond:
         assert hasattr(torch.nn.functional, name), name

@@ -29,7 +29,7 @@ from ..ops.conv import (
     conv_transpose2d,
     conv_transpose3d,
 )
-from ..ops.dropout import dropout, dropout1d, dropout2d
+from ..ops.dropout import bias_dropout_add, dropout, dropout1d, dropout2d
 from ..ops.elementwise import clamp, sigmoid, tanh
 from ..ops.embedding import check_range, embedding, embedding_bag, indices
 from ..ops.loss import (
@@ -40,6 +40,7 @@ from ..ops.loss import (
     huber_loss,
     kl_div,
     l1_loss,
+    linear_cross_entropy,
     margin_ranking_loss,
     mse_loss,
     nll_loss,
@@ -75,6 +76,7 @@ __all__ = [
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
+    "bias_dropout_add",
     "bilinear",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -108,6 +110,7 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "logsigmoid",
     "margin_ranking_loss",

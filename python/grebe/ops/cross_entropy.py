@@ -6,6 +6,9 @@ forms, made of differentiable ops, serve `create_graph=True`.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
@@ -57,14 +60,16 @@ def _class_weight(name: str, weight: Tensor | None, x: Array, classes: int) -> A
     return contiguous(w.astype(x.dtype, copy=False))
 
 
-def _check_labels(name: str, info: Array, labels: Array, classes: int, ignore_index: int) -> None:
-    """IndexError if the kernel found a label that is no class."""
+def _check_labels(
+    name: str, info: Array, labels: Array, classes: int, ignore_index: int, first: int = 0
+) -> None:
+    """IndexError if the kernel found a label that is no class; `first`: where `labels` begin."""
     position = int(info[1])
     if position >= 0:
         raise IndexError(
             f"{name}: Target {labels.flat[position]} is out of bounds: expected 0 <= target < "
             f"{classes} or ignore_index {ignore_index}, at position "
-            f"{[int(i) for i in np.unravel_index(position, labels.shape)]}"
+            f"{[int(i) + first for i in np.unravel_index(position, labels.shape)]}"
         )
 
 
@@ -198,6 +203,194 @@ def cross_entropy(
         (input,),
         (input, saved, w, stats, sizes, ignore_index, label_smoothing, factor),
     )
+
+
+# ---- projection and cross entropy in one ----
+
+CHUNK = 1 << 24  # logits that exist at a time
+
+
+class LinearCrossEntropy(Node):
+    """dlogits as in CrossEntropy; dx = dlogits W, dW = dlogits' x, db its sum over rows."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, linear_weight, linear_bias, head, factor, ready = self.saved
+        wanted = [edge is not None for edge in self.edges]
+        if grad_enabled():
+            return self._composite(grad * factor, input, linear_weight, linear_bias, head)
+        operands = [None if t is None else t.array for t in (input, linear_weight, linear_bias)]
+        if ready is None:  # reduction "none": each row has a gradient of its own
+            each = contiguous(grad.array)
+            ready = head.run(operands, wanted, each)[1]
+            return tuple(None if g is None else wrap(g) for g in ready)
+        scale = grad * factor
+        return tuple(None if g is None else wrap(g) * scale for g in ready)
+
+    def _composite(
+        self, scale: Tensor, x: Tensor, w: Tensor, b: Tensor | None, head: _Head
+    ) -> tuple[Tensor | None, ...]:
+        logits = x @ w.t()
+        if b is not None:
+            logits = logits + b
+        t = _target_distribution(
+            head.labels, head.weight, logits.array, 1, head.ignored, head.smoothing
+        )
+        total = wrap(t.sum(1, keepdims=True))
+        each = scale.unsqueeze(1) if scale.ndim else scale
+        g = (softmax(logits, 1) * total - wrap(t)) * each
+        return g @ w, g.t() @ x, None if b is None else g.sum(0)
+
+
+class _Head(NamedTuple):
+    """What a pass over the rows needs beside its operands."""
+
+    labels: Array
+    weight: Array | None
+    ignored: int
+    smoothing: float
+
+    def run(
+        self, operands: list[Array | None], wanted: list[bool], grad: Array | None
+    ) -> tuple[Array, list[Array | None]]:
+        """Loss per row, and gradients weighted by `grad` (None: not wanted).
+
+        `operands`: input [N, D], weight [C, D] and bias [C] of the projection. Only CHUNK logits
+        exist at a time.
+        """
+        x, w, b = operands
+        assert x is not None and w is not None
+        k, rows, classes = kernels(x), x.shape[0], w.shape[0]
+        losses = k.empty((rows,), x.dtype)
+        grads = [
+            None if grad is None or not want or a is None else k.empty(a.shape, x.dtype)
+            for a, want in zip(operands, wanted, strict=True)
+        ]
+        gx, gw, gb = grads
+        for g in (gw, gb) if rows == 0 else ():
+            if g is not None:
+                g.fill(0)
+        step = min(max(CHUNK // max(classes, 1), 16), max(rows, 1))
+        logits_buffer = k.empty((step, classes), x.dtype)
+        slope_buffer = k.empty((step if any(g is not None for g in grads) else 0, classes), x.dtype)
+        info = np.empty(2)
+        for first in range(0, rows, step):
+            part = slice(first, min(first + step, rows))
+            n = part.stop - first
+            logits, labels = logits_buffer[:n], self.labels[part]
+            k.matmul(x[part], w.T, b, logits, 0, 0.0)
+            stats = k.empty((2, n), x.dtype)
+            sizes = (n, classes, 1)
+            k.cross_entropy(
+                logits, labels, self.weight, stats, losses[part], info, *sizes, self.ignored,
+                self.smoothing, 0,
+            )  # fmt: skip
+            _check_labels("linear_cross_entropy", info, labels, classes, self.ignored, first)
+            if grad is None:
+                continue
+            slope, beta = slope_buffer[:n], float(first > 0)
+            each = grad if grad.ndim == 0 else grad[part]
+            k.cross_entropy_backward(
+                logits, labels, self.weight, stats, each, slope, *sizes, self.ignored,
+                self.smoothing, 1.0,
+            )  # fmt: skip
+            if gx is not None:
+                k.matmul(slope, w, None, gx[part], 0, 0.0)
+            if gw is not None:
+                k.matmul(slope.T, x[part], None, gw, 0, beta)
+            if gb is not None:
+                column_sums = k.empty((1, classes), x.dtype)
+                k.reduce_sum(slope, column_sums, 1.0)
+                gb[...] = column_sums[0] + (gb if first else 0)
+        return losses, grads
+
+    def total(self) -> float:
+        """The weight of the labels that count."""
+        used = self.labels[self.labels != self.ignored]
+        if self.weight is None:
+            return float(used.size)
+        return float(self.weight[used].sum(dtype=np.float64))
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``cross_entropy(linear(input, linear_weight, linear_bias), target)`` for many classes.
+
+    The logits are made, used and forgotten some rows at a time, and never exist as a whole. For
+    "mean" and "sum" the gradients are made on the way, with no second projection.
+
+    Args:
+        input: tensor of shape [N, D].
+        linear_weight: shape [C, D].
+        target: class labels of shape [N].
+        linear_bias: shape [C].
+        weight: factor per class, shape [C].
+        reduction: "none", "mean" (divided by the weight of the labels that count) or "sum".
+        ignore_index: label that takes no part in the loss.
+        label_smoothing: as for `cross_entropy`.
+
+    Returns:
+        Scalar, or for "none" a tensor of shape [N].
+
+    Raises:
+        TypeError: wrong kind of tensor, or dtypes differ.
+        ValueError: shapes do not fit, `reduction` unknown, `label_smoothing` outside [0, 1].
+        IndexError: a label that is no class.
+    """
+    name = "linear_cross_entropy"
+    x = expect_tensor(name, "input", input)
+    check_floating(name, "input", x)
+    check_reduction(name, reduction)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    w = expect_tensor(name, "linear_weight", linear_weight)
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
+        raise ValueError(
+            f"{name}: expected input of shape [N, D] and linear_weight of shape [C, D], got "
+            f"{list(x.shape)} and {list(w.shape)}"
+        )
+    classes = w.shape[0]
+    b = None if linear_bias is None else expect_tensor(name, "linear_bias", linear_bias)
+    if b is not None and b.shape != (classes,):
+        raise ValueError(f"{name}: expected linear_bias of shape [{classes}], got {list(b.shape)}")
+    for argument, a in (("linear_weight", w), ("linear_bias", b)):
+        if a is not None and a.dtype != x.dtype:
+            raise TypeError(f"{name}: expected {argument} of dtype {x.dtype}, got {a.dtype}")
+    if is_half(x.dtype):
+        loss = linear_cross_entropy(
+            input.to(np.float32), linear_weight.to(np.float32), target,
+            linear_bias=None if linear_bias is None else linear_bias.to(np.float32), weight=weight,
+            reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
+        )  # fmt: skip
+        return loss.to(x.dtype)
+    like = wrap(np.broadcast_to(np.empty((), x.dtype), (x.shape[0], classes)))
+    labels = _labels(name, like, target)
+    head = _Head(labels, _class_weight(name, weight, x, classes), ignore_index, label_smoothing)
+    tensors = (input, linear_weight, linear_bias)
+    arrays = [None if t is None else contiguous(t.array) for t in tensors]
+    wanted = [grad_enabled() and t is not None and t.requires_grad for t in tensors]
+    at_once = reduction != "none" and any(wanted)
+    losses, ready = head.run(arrays, wanted, np.ones((), x.dtype) if at_once else None)
+    factor = 1.0
+    if reduction == "mean":
+        total = head.total()
+        factor = 1 / total if total else math.nan
+    y = losses
+    if reduction != "none":
+        y = kernels(x).empty((), x.dtype)
+        kernels(x).reduce_sum(losses, y, factor)
+    saved = (*tensors, head, factor, ready if at_once else None)
+    return record(LinearCrossEntropy, y, tensors, saved)
 
 
 def _soft_cross_entropy(

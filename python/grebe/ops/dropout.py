@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._cpu import Node, record, wrap
+from .._cpu import Node, grad_enabled, record, wrap
 from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor, assign, expect_tensor
 from .random import default_generator
@@ -44,10 +44,10 @@ def check_p(name: str, p: float) -> None:
 def dropout_mask(
     shape: tuple[int, ...], dtype: np.dtype[Any], p: float, seed: int, offset: int
 ) -> Array:
-    """What `dropout` multiplies by."""
-    ones = np.ones(shape, dtype)
-    kernels(ones).dropout(ones, ones, p, seed, offset)
-    return ones
+    """0 with probability `p`, else 1 / (1 - p), as in the tiles of attention."""
+    dropped = np.empty(shape, dtype)
+    kernels(dropped).random_bernoulli(dropped, seed, offset, p)
+    return (1 - dropped) * dtype.type(1 / (1 - p) if p < 1 else 0)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -76,6 +76,78 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     else:
         y = _masked(input, p, *default_generator.take(x.size))
     return assign("dropout", input, y) if inplace else y
+
+
+class BiasDropoutAdd(Node):
+    """y = (x + b) mask / (1 - p) + r: dx = dy mask / (1 - p), db its sum over rows, dr = dy."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        p, seed, offset, columns = self.saved
+        gx = gb = None
+        if grad_enabled():
+            gx = _masked(grad, p, seed, offset)
+            gb = gx.reshape(-1, columns).sum(0)
+        elif self.edges[0] is not None or self.edges[1] is not None:
+            g = contiguous(grad.array)
+            y = empty(g.shape, g.dtype, g)
+            sums = None if self.edges[1] is None else empty((columns,), g.dtype, g)
+            kernels(g).bias_dropout_add(g, None, None, y, sums, p, seed, offset)
+            gx, gb = wrap(y), None if sums is None else wrap(sums)
+        return gx, gb, grad
+
+
+def bias_dropout_add(
+    input: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+) -> Tensor:
+    """``dropout(input + bias, p) + residual`` in one pass: the end of a transformer's sublayer.
+
+    Args:
+        input: floating point tensor of shape [..., n], what a linear layer without bias gave.
+        bias: shape [n], or None for 0.
+        residual: tensor of the input's shape.
+        p: probability of an element of ``input + bias`` to be zeroed.
+        training: False: nothing is zeroed.
+
+    Returns:
+        Tensor of the input's shape.
+
+    Raises:
+        TypeError: not floating point tensors of one dtype.
+        ValueError: shapes do not fit, or `p` outside [0, 1].
+    """
+    name = "bias_dropout_add"
+    x = expect_tensor(name, "input", input)
+    check_floating(name, "input", x)
+    check_p(name, p)
+    if x.ndim == 0:
+        raise ValueError(f"{name}: expected input of shape [..., n], got []")
+    wanted = {"bias": (bias, x.shape[-1:]), "residual": (residual, x.shape)}
+    for argument, (value, shape) in wanted.items():
+        if value is None and argument == "bias":
+            continue
+        a = expect_tensor(name, argument, value)
+        if a.shape != shape:
+            raise ValueError(
+                f"{name}: expected {argument} of shape {list(shape)}, got {list(a.shape)}"
+            )
+        if a.dtype != x.dtype:
+            raise TypeError(f"{name}: expected {argument} of dtype {x.dtype}, got {a.dtype}")
+    if not training or p == 0 or is_half(x.dtype):
+        y = input if bias is None else input + bias
+        return dropout(y, p, training) + residual
+    b = None if bias is None else contiguous(bias.array)
+    x, r = contiguous(x), contiguous(residual.array)
+    stream = default_generator.take(x.size)
+    y_array = empty(x.shape, x.dtype, x)
+    kernels(x).bias_dropout_add(x, b, r, y_array, None, p, *stream)
+    saved = (p, *stream, x.shape[-1])
+    return record(BiasDropoutAdd, y_array, (input, bias, residual), saved)
 
 
 def _feature_dropout(

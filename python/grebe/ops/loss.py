@@ -21,6 +21,7 @@ from ..tensor import Tensor, expect_tensor
 from .compare import where
 from .cross_entropy import check_reduction
 from .cross_entropy import cross_entropy as cross_entropy
+from .cross_entropy import linear_cross_entropy as linear_cross_entropy
 from .cross_entropy import nll_loss as nll_loss
 from .softmax import empty_like, in_layout_of, is_half, is_innermost
 
