@@ -663,3 +663,86 @@ def prepare_seq2seq(lib: ModuleType) -> Call | None:
 
 for char_lm_kind in ("gru", "lstm"):
     add_char_lm(char_lm_kind)
+
+
+# ---- training and sampling: Transformers ----
+
+
+def add_gpt(name: str, sizes: tuple[int, ...], batch: int, dropout: float) -> None:
+    vocabulary, steps = sizes[:2]
+    more = f", dropout {dropout}" if dropout else ""
+
+    @job("training", f"{name} T{steps} B{batch}{more}", "step", samples=batch * steps)
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        tokens = np.random.default_rng(0).integers(0, vocabulary, (2, batch, steps))
+        x, y = tensors_of(lib, [tokens[0].copy(), tokens[1].copy()])
+        models = models_of(lib)
+        net = models.GPT(models.GPTConfig(*sizes, dropout=dropout))
+        return text_step(lib, net, lambda: net.loss(x, y))
+
+
+def add_sampling(name: str, sizes: tuple[int, ...], known: int, more: int) -> None:
+    @job("training", f"{name}, {more} tokens after {known}", "sampling", samples=more)
+    def prepare(lib: ModuleType) -> Call | None:
+        if lib is np:
+            return None
+        prefix = np.random.default_rng(0).integers(0, sizes[0], known).tolist()
+        models = models_of(lib)
+        net = models.GPT(models.GPTConfig(*sizes)).eval()
+        return lambda: net.generate(prefix, more, 1.0, 50, None, 0)
+
+
+@job("training", "BERT, 2 layers, H128 T64 B64", "step", samples=64)
+def prepare_bert(lib: ModuleType) -> Call | None:
+    if lib is np:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, 20_000, (64, 64)), rng.integers(0, 2, (64, 64)),
+             np.arange(0, 4096, 7), rng.integers(0, 20_000, 586),
+             rng.integers(0, 2, 64)]  # fmt: skip
+    tokens, segments, positions, hidden, follows = tensors_of(lib, drawn)
+    (lengths,) = tensors_of(lib, [rng.integers(20, 65, 64)])
+    models, loss = models_of(lib), lib.nn.functional.cross_entropy
+    net = models.BERTForPreTraining(models.BERTConfig(20_000, 128, 2, 2, 256, 0.2, 64))
+
+    def loss_of() -> Any:
+        words, following = net(tokens, segments, lengths, positions)
+        return loss(words, hidden) + loss(following, follows)
+
+    return text_step(lib, net, loss_of)
+
+
+@job("training", "Transformer, 2 layers, H256 T10 B128", "step", samples=128)
+def prepare_transformer(lib: ModuleType) -> Call | None:
+    if lib is np:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(3, 2000, (128, 10)), rng.integers(3, 11, 128)]
+    target = rng.integers(3, 3500, (128, 11))
+    source, lengths, x, y = tensors_of(lib, [*drawn, target[:, :-1].copy(), target[:, 1:].copy()])
+    net = models_of(lib).TransformerSeq2Seq(2000, 3500)
+    loss = lib.nn.functional.cross_entropy
+    return text_step(
+        lib, net,
+        lambda: loss(net(source, lengths, x).flatten(0, 1), y.flatten(), ignore_index=0),
+    )  # fmt: skip
+
+
+@job("training", "ViT, 1x96x96, batch 32", "step", samples=32)
+def prepare_vit(lib: ModuleType) -> Call | None:
+    if lib is np:
+        return None
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((32, 1, 96, 96)).astype(np.float32)
+    x, y = tensors_of(lib, [images, rng.integers(0, 10, 32)])
+    net = models_of(lib).ViT()
+    return text_step(lib, net, lambda: lib.nn.functional.cross_entropy(net(x), y))
+
+
+GPT2 = (50257, 1024, 768, 12, 12)
+for gpt_dropout in (0.0, 0.2):
+    add_gpt("GPT 6x384", (65, 256, 384, 6, 6), 8, gpt_dropout)
+add_gpt("GPT-2 124M", GPT2, 1, 0.0)
+add_sampling("GPT-2 124M", GPT2, 16, 16)
