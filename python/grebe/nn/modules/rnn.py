@@ -41,6 +41,11 @@ def _of_size(layer: str, what: str, x: Tensor, size: int) -> None:
         raise RuntimeError(f"{layer}: expected {what} of size {size}, got shape {list(x.shape)}")
 
 
+def _stacked(states: list[Tensor]) -> Tensor:
+    """[layers * directions, B, *]; of one layer a view."""
+    return stack(states) if len(states) > 1 else states[0].unsqueeze(0)
+
+
 def _expect(layer: str, argument: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{layer}: {argument} must be a Tensor, got {type(value).__name__}")
@@ -172,7 +177,7 @@ class RNNBase(_Recurrent):
             x = outputs[0] if len(outputs) == 1 else cat(outputs, 1)
             if self.dropout and layer + 1 < self.num_layers:
                 x = dropout(x, self.dropout, self.training)
-        return x, stack(last), stack(cells) if cells else None
+        return x, _stacked(last), _stacked(cells) if cells else None
 
     def _states(
         self, x: Tensor, hx: Any, batch: int, batched: bool
