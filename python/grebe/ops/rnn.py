@@ -174,8 +174,7 @@ class Recurrent(Node):
             dx = empty(x.shape, x.dtype, x)
             multiply_into(to_input, w_ih, dx)
         if want_ih:
-            dw_ih = empty(w_ih.shape, x.dtype, x)
-            multiply_into(to_input.T, x, dw_ih)
+            dw_ih = _input_gradient(to_input, x)
         if want_hh:
             dw_hh = empty(w_hh.shape, x.dtype, x)
             for columns, rows in hidden:
@@ -207,6 +206,17 @@ class Recurrent(Node):
         for i, gradient in zip(wanted, found, strict=True):
             result[i] = gradient
         return tuple(result)
+
+
+def _input_gradient(dgates: Array, x: Array) -> Array:
+    """dgates^T x. With few inputs transposed: wide rows of dgates are then read along, once."""
+    if x.shape[1] <= 64 and dgates.shape[1] >= 512:
+        swapped = empty((x.shape[1], dgates.shape[1]), x.dtype, x)
+        multiply_into(x.T, dgates, swapped)
+        return contiguous(swapped.T)
+    result = empty((dgates.shape[1], x.shape[1]), x.dtype, x)
+    multiply_into(dgates.T, x, result)
+    return result
 
 
 def _hidden_parts(dgates: Array, mode: str) -> list[tuple[slice, slice]]:
