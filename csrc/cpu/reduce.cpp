@@ -4,8 +4,10 @@
 // loops serve every layout: "rows" where the fastest dimension is reduced (a vector accumulates
 // along it) and "columns" where it is kept (a tile of columns accumulates down the reduced rows).
 //
-// Rows of a few vectors at most would mostly be adding up lanes: there as many rows as a vector has
-// lanes are added up together, by a tree of interleavings that leaves one result per lane.
+// Rows of up to 16 vectors would mostly be adding up lanes: there as many rows as a vector has lanes
+// are added up together, by a tree of interleavings that leaves one result per lane. (Sums of 4096
+// rows of 200 and 256 floats: 136 us and 137 us one by one, 51 us and 63 us together; PyTorch 47 us
+// and 57 us. One thread, Zen 4.)
 //
 // Accuracy: vector accumulators take a few thousand elements at most (columns: 128 rows), then go
 // into a compensated double total. The error is that of a short sum, whatever the length.
@@ -359,7 +361,7 @@ void reduce_columns(const Plan& plan, const T* x, int64_t columns, int64_t begin
 
 // ---- short rows ----
 
-constexpr int64_t kShortVectors = 4;  // longest row, in vectors
+constexpr int64_t kShortVectors = 16;  // longest row, in vectors
 
 // Rows of contiguous elements, few of them, results side by side.
 template <class T>
