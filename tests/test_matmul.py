@@ -98,6 +98,10 @@ def test_kernel_sizes(layout: str, dtype: Any) -> None:
         (141, 64, 3000),
         (20, 17, 20000),
         (1, 60, 20000),
+        (140, 200, 1024),  # a in place: one block of k, two, two of columns
+        (140, 200, 1025),
+        (140, 2049, 100),
+        (4100, 65, 390),  # a dense along m: packed in two blocks of rows
     ],
 )
 def test_kernel_large(size: tuple[int, int, int], layout: str, dtype: Any) -> None:
@@ -113,7 +117,16 @@ def test_kernel_large(size: tuple[int, int, int], layout: str, dtype: Any) -> No
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN"])
 @pytest.mark.parametrize(
     "size",
-    [(1, 1, 1), (1, 40, 9), (40, 1, 90), (1, 600, 70), (7, 5, 300), (70, 70, 900), (13, 33, 10000)],
+    [
+        (1, 1, 1),
+        (1, 40, 9),
+        (40, 1, 90),
+        (1, 600, 70),
+        (7, 5, 300),
+        (70, 70, 900),
+        (13, 33, 10000),
+        (140, 133, 1300),  # two blocks of k
+    ],
 )
 def test_kernel_epilogue(size: tuple[int, int, int], layout: str, dtype: Any) -> None:
     m, n, k = size
@@ -215,6 +228,7 @@ BF16_SIZES = [
     (48, 64, 1000),  # dots
     (300, 200, 900),
     (33, 2100, 1701),  # packed, several k blocks
+    (140, 140, 2501),
     (130, 40, 20001),  # deep
     (5, 4, 0),
 ]

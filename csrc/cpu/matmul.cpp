@@ -5,7 +5,7 @@
 // c's rows are dense. Batch dimensions over which b does not move are folded into M where memory
 // allows.
 //
-// Six ways, chosen by shape and strides alone, so that a result never depends on threads:
+// Seven ways, chosen by shape and strides alone, so that a result never depends on threads:
 //   direct      small or skinny, b's rows dense: a is broadcast from where it is, b loaded from
 //               where it is, masked at the right edge; tiles of up to 12 x 1 ... 6 x 4 vectors,
 //               1 x 24 for one row.
@@ -14,13 +14,15 @@
 //   transposed  b's columns dense: b is transposed once into scratch, then as above.
 //   dots        few rows or columns, both operands dense along k: tiles of 6 x 4 dot products.
 //   axpy        one row, b's rows dense and beyond 4 MB: c += 8 rows of b at a time.
-//   packed      everything else: gemm.h.
+//   panels      larger, a's rows dense: gemm.h with b packed, a in place.
+//   packed      everything else: gemm.h with both packed.
 // bfloat16 is brought into pairs along k (or floats) first and takes the same ways.
 //
 // Floor: 2 m n k flops at the peak of the multiply-add units; with one row or column, the bytes of
 // b once. Measured on Zen 4, one thread (best of a run, share of 118 GFLOP/s, bfloat16 of 236):
-// direct 89-97%, transposed 88-95%, dots 80-95%, packed 91%, bfloat16 82-95%; one row 92% of L2's
-// bandwidth, 71% of L3's, 93% of memory's. docs/kernels/matmul.md has the ratios and what failed.
+// direct 89-97%, transposed 88-95%, dots 80-95%, panels 91-94%, packed 87-89%, bfloat16 89-93%; one
+// row 92% of L2's bandwidth, 71% of L3's, 93% of memory's. docs/kernels/matmul.md has the ratios
+// and what failed.
 #include "bf16.h"
 #include "gemm.h"
 
@@ -409,7 +411,7 @@ void axpy(const Problem<T>& p) {
 
 constexpr int64_t kDirectBytes = 1280 << 10;
 
-enum class Way { kDirect, kDeep, kDots, kAxpy, kPacked, kTransposed };
+enum class Way { kDirect, kDeep, kDots, kAxpy, kPanels, kPacked, kTransposed };
 
 // The limits are measured, see docs/kernels/matmul.md.
 template <class T>
@@ -430,7 +432,13 @@ Way choose(const Problem<T>& p) {
   if (dense_rows && fits && (kMaskedLoads || p.n % L == 0)) return Way::kDirect;
   if (dense_rows && p.n <= kCols<T> && kMaskedLoads) return Way::kDeep;
   if (dense_columns && fits && kMaskedLoads) return Way::kTransposed;
-  return Way::kPacked;
+  return p.a_k == 1 ? Way::kPanels : Way::kPacked;
+}
+
+template <class T, class Left>
+void packed(const Problem<T>& p, const Left& left, void* workspace) {
+  gemm<T>(p.m, p.n, p.k, left, PackRight<T>{p.b, p.b_k, p.b_col}, p.c, p.c_row, p.beta, p.epilogue,
+          workspace);
 }
 
 template <class T>
@@ -441,19 +449,25 @@ void run_way(Way way, const Problem<T>& p, void* workspace) {
     case Way::kDots: return dots(p);
     case Way::kAxpy: return axpy(p);
     case Way::kTransposed: return transposed(p, workspace);
-    case Way::kPacked:
-      return gemm<T>(p.m, p.n, p.k, PackLeft<T>{p.a, p.a_row, p.a_k},
-                     PackRight<T>{p.b, p.b_k, p.b_col}, p.c, p.c_row, p.beta, p.epilogue,
-                     workspace);
+    case Way::kPanels: return packed(p, LeftInPlace<T>{p.a, p.a_row}, workspace);
+    case Way::kPacked: return packed(p, PackLeft<T>{p.a, p.a_row, p.a_k}, workspace);
   }
 }
 
 inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
 
+// Bytes that either way through gemm needs.
+template <class T>
+int64_t gemm_workspace_any(int64_t m, int64_t n, int64_t k) {
+  const int64_t packed = gemm_workspace<T, PackLeft<T>>(m, n, k);
+  const int64_t in_place = gemm_workspace<T, LeftInPlace<T>>(m, n, k);
+  return packed > in_place ? packed : in_place;
+}
+
 template <class T>
 int64_t workspace_bytes(Way way, const Problem<T>& p) {
   int64_t bytes = 0;
-  if (way == Way::kPacked) bytes = gemm_workspace<T>(p.m, p.n, p.k);
+  if (way == Way::kPanels || way == Way::kPacked) bytes = gemm_workspace_any<T>(p.m, p.n, p.k);
   if (way == Way::kTransposed) bytes = p.k * transposed_row<T>(p.n) * sizeof(T);
   return round_up(bytes);
 }
@@ -506,7 +520,7 @@ struct Bf16Workspace {
     bias = c + round_up(p.m * p.n * word);
     rest = bias + round_up(p.n * word);
     const int64_t copy = depth * transposed_row<Bf16Operand>(p.n) * word;
-    const int64_t packed = depth ? gemm_workspace<Bf16Operand>(p.m, p.n, depth) : 0;
+    const int64_t packed = depth ? gemm_workspace_any<Bf16Operand>(p.m, p.n, depth) : 0;
     bytes = rest + round_up(packed) + (p.n * depth * word <= kDirectBytes ? round_up(copy) : 0);
   }
 };
