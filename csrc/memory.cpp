@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <vector>
@@ -13,6 +14,8 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kHugeFrom = size_t{4} << 20;  // transparent huge pages pay from here on
 constexpr size_t kPage = size_t{2} << 20;
 constexpr int kSteps = 8;  // classes per power of two: at most 1/8 is wasted
+
+size_t g_scratch_limit = SIZE_MAX;
 
 struct Pool {
   std::mutex mutex;
@@ -113,7 +116,10 @@ void pool_reset_peak() {
   p.stats.peak = p.stats.allocated;
 }
 
+void limit_scratch(size_t bytes) { g_scratch_limit = bytes; }
+
 void* scratch(size_t bytes) {
+  if (bytes > g_scratch_limit) return nullptr;
   struct Scratch {
     void* ptr = nullptr;
     size_t size = 0;

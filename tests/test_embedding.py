@@ -205,3 +205,13 @@ W = grebe.zeros(3, 2)
 def test_errors(call: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16", "int64", "int32",
+                                   "uint8", "bool"])  # fmt: skip
+@pytest.mark.parametrize("columns", [1, 3, 40])
+def test_rows_of_every_dtype(dtype: str, columns: int) -> None:
+    table = (grebe.randn(7, columns) * 3).to(getattr(grebe, dtype))
+    got = F.embedding(rows(6, 0, 3, 3), table)
+    assert got.dtype == table.dtype
+    assert (got == table[[6, 0, 3, 3]]).all()

@@ -297,3 +297,51 @@ def test_errors_of_groups_and_rms() -> None:
         instance_norm(grebe.ones(2, 4, 1))
     with pytest.raises(ValueError, match="expected 5 channels"):
         grebe.nn.InstanceNorm1d(5, affine=True)(x)
+
+
+def layer(x: Any, w: Any, b: Any) -> Any:
+    return layer_norm(x, x.shape[-1:], w, b)
+
+
+def rms(x: Any, w: Any, _: Any) -> Any:
+    return rms_norm(x, x.shape[-1:], w)
+
+
+def statistics(x: Any) -> tuple[Any, Any]:
+    return grebe.zeros(x.shape[1], dtype=x.dtype), grebe.ones(x.shape[1], dtype=x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("call", "shape", "channels"),
+    [
+        (layer, (300, 33), 33),
+        (rms, (300, 33), 33),
+        (lambda x, w, b: batch_norm(x, None, None, w, b, True), (9, 5, 6, 7), 5),
+        (lambda x, w, b: batch_norm(x, *statistics(x), w, b), (9, 5, 6, 7), 5),
+        (lambda x, w, b: group_norm(x, 3, w, b), (4, 6, 5, 7), 6),
+    ],
+    ids=["layer", "rms", "batch", "batch, evaluation", "group"],
+)
+def test_gradients_that_nobody_wants(call: Any, shape: Any, channels: int, dtype: Any) -> None:
+    """Any part of input, weight and bias gets the gradient that it gets when all do."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s).astype(dtype) for s in (shape, (channels,), (channels,))]
+    grad = grebe.from_numpy(rng.standard_normal(shape).astype(dtype))
+
+    def gradients(wanted: tuple[bool, ...]) -> list[Any]:
+        leaves = [
+            grebe.from_numpy(a).requires_grad_(yes) for a, yes in zip(arrays, wanted, strict=True)
+        ]
+        y = call(*leaves)
+        if y.requires_grad:
+            y.backward(grad)
+        return [leaf.grad for leaf in leaves]
+
+    whole = gradients((True, True, True))
+    for wanted in np.ndindex(2, 2, 2):
+        part = gradients(tuple(map(bool, wanted)))
+        for got, want, yes in zip(part, whole, wanted, strict=True):
+            assert (got is not None) == (bool(yes) and want is not None)
+            if got is not None:
+                np.testing.assert_array_equal(got.numpy(), want.numpy())

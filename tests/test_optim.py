@@ -336,8 +336,9 @@ def test_clip_grad_norm(dtype: Any, norm_type: float) -> None:
     assert (np.concatenate([p.grad.numpy().ravel() for p in params]) == before).all()
 
 
-def test_clip_grad_value() -> None:
-    params = leaves(draw(np.float32))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clip_grad_value(dtype: Any) -> None:
+    params = leaves(draw(dtype))
     grads = set_grads(params, 1)
     params[2].grad = grebe.from_numpy(np.repeat(grads[2], 2, axis=0)[::2])
     params[3].grad.array[0] = math.nan

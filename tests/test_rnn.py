@@ -433,3 +433,18 @@ def test_empty_batches() -> None:
     assert output.shape == (4, 0, 3) and h.shape == (1, 0, 3)
     assert nn.RNNCell(2, 3)(grebe.ones(0, 2)).shape == (0, 3)
     assert isinstance(pack_sequence([grebe.ones(1, 2)]), PackedSequence)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_number_of_sequences_and_units(mode: str, dtype: Any) -> None:
+    """Around all tiles of sequences and vectors of units, and their remainders."""
+    eps = float(np.finfo(dtype).eps)
+    for sequences in range(1, 15):
+        for size in (1, 4, 5, 8, 13, 16, 17, 30, 33, 48, 49, 66):
+            arrays = draw(mode, [sequences] * 2, 2, size, dtype)
+            wide = [a.astype(np.float64) for a in arrays]
+            got, grads = run(recurrent, mode, [sequences] * 2, False, arrays)
+            want, wanted = run(composite, mode, [sequences] * 2, False, wide)
+            for i, (a, b) in enumerate(zip(got + grads, want + wanted, strict=True)):
+                close(a, b, eps, f"{sequences} sequences, {size} units, result {i}")

@@ -307,3 +307,21 @@ def test_cross_entropy_errors() -> None:
         cross_entropy(x, grebe.tensor([0, 1]), label_smoothing=1.5)
     with pytest.raises(ValueError, match=r"input's shape \[2, 3\], got \[2\]"):
         cross_entropy(x, grebe.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_nll_loss(dtype: Any, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((70, 9)).astype(dtype), rng.integers(-1, 9, 70)
+    weight = rng.uniform(0.5, 2, 9).astype(dtype) if weighted else np.ones(9, dtype)
+    leaf = grebe.from_numpy(x).requires_grad_()
+    given = grebe.from_numpy(weight) if weighted else None
+    loss = nll_loss(leaf, grebe.from_numpy(labels), given, ignore_index=-1)
+    loss.backward()
+    kept = np.where(labels >= 0, weight[labels], 0)
+    want = np.zeros((70, 9))
+    want[np.arange(70), labels] = -kept / kept.sum()
+    eps = 32 * float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(loss.item(), (want * x).sum(), rtol=eps, atol=eps)
+    np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=0, atol=eps)

@@ -22,6 +22,9 @@ namespace grebe {
 
 bool g_forked_child = false;
 
+// In memory.cpp. Larger scratch space is refused from now on: for tests of kernels without memory.
+void limit_scratch(size_t bytes);
+
 namespace {
 
 const Table* g_table;
@@ -645,6 +648,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_num_threads", &set_num_threads);
   m.def("memory_stats", &memory_stats);
   m.def("empty_cache", &pool_empty_cache);
+  m.def("limit_scratch", &limit_scratch);
   m.def("reset_peak_memory_stats", &pool_reset_peak);
   m.def("set_bfloat16", [](int type_number) { g_bfloat16 = type_number; });
 }

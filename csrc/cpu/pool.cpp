@@ -192,24 +192,21 @@ bool avg_channels_grad(const Pool& p, T* gx, const T* grad, Divisor divisor) {
 
 // ---- dispatch ----
 
+// The positions in windows of 2x2 are bytes, so tiles know no other index.
 template <class T, class I>
 bool max_forward(const Pool& p, const T* x, T* y, I* index) {
-  if (is_tiled(p))
-    max_tiles(p, x, y, index);
-  else if (p.channels_last())
-    max_channels(p, x, y, index);
-  else
-    return max_planes(p, x, y, index);
-  return true;
+  if constexpr (sizeof(I) == 1)
+    if (is_tiled(p)) return max_tiles(p, x, y, index), true;
+  if (p.channels_last()) return max_channels(p, x, y, index), true;
+  return max_planes(p, x, y, index);
 }
 
 template <class T, class I>
 bool max_backward(const Pool& p, const T* grad, const I* index, T* gx) {
-  if (!is_tiled(p))
-    return p.channels_last() ? max_channels_grad(p, gx, grad, index)
-                             : max_planes_grad(p, gx, grad, index);
-  max_tiles_grad(p, gx, grad, index);
-  return true;
+  if constexpr (sizeof(I) == 1)
+    if (is_tiled(p)) return max_tiles_grad(p, gx, grad, index), true;
+  return p.channels_last() ? max_channels_grad(p, gx, grad, index)
+                           : max_planes_grad(p, gx, grad, index);
 }
 
 template <class T>

@@ -113,18 +113,18 @@ inline void store_tiles(V v, P* p, int64_t n, bool halves, P* end, const Store& 
     p + size <= end ? store(p, v) : store_n(p, v, n);
 }
 
-template <class T, class I>
-void max_tiles(const Pool& p, const T* x, T* y, I* index) {
+template <class T>
+void max_tiles(const Pool& p, const T* x, T* y, uint8_t* index) {
   parallel_for(p.batch * p.channels, tile_grain(p), [&](int64_t begin, int64_t end) {
     T* y_end = y + end * p.out.c;
-    I* index_end = index ? index + end * p.out.c : nullptr;
+    uint8_t* index_end = index ? index + end * p.out.c : nullptr;
     each_tiled_plane(p, begin, end, [=](Tiles t, int64_t from, int64_t to) {
       each_vector_of_tiles(t, x + from, [=](Cells<T> c, int64_t at, int64_t n, bool halves) {
         const Best<T> best = best_of(c);
         store_tiles(best.value, y + to + at, n, halves, y_end, store<T>, store_n<T>);
         if (index)
-          store_tiles(best.index, index + to + at, n, halves, index_end, store_index<T, I>,
-                      store_index_n<T, I>);
+          store_tiles(best.index, index + to + at, n, halves, index_end, store_bytes<T>,
+                      store_index_n<T, uint8_t>);
       });
     });
   });
@@ -168,12 +168,12 @@ void spread_tiles(const Pool& p, T* gx, const T* grad, const Share& share) {
   });
 }
 
-template <class T, class I>
-void max_tiles_grad(const Pool& p, T* gx, const T* grad, const I* index) {
-  const I* end = index + p.batch * p.out.n;
+template <class T>
+void max_tiles_grad(const Pool& p, T* gx, const T* grad, const uint8_t* index) {
+  const uint8_t* end = index + p.batch * p.out.n;
   spread_tiles(p, gx, grad, [=](vec<T> g, int64_t at, int64_t n) {
-    const I* from = index + at;
-    const mask_of<T> k = from + lanes<T> <= end ? load_index<T>(from) : load_index_n<T>(from, n);
+    const uint8_t* from = index + at;
+    const mask_of<T> k = from + lanes<T> <= end ? load_bytes<T>(from) : load_index_n<T>(from, n);
     // 0 or 2 in the window's left column where the maximum is there, -1 or 1 where it is not; in
     // its right column the other way round.
     const mask_of<T> row = twice(k) - (to_int(iota<T>()) & 1);
