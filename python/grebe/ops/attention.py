@@ -229,7 +229,7 @@ def _dropped(weights: Tensor, options: Options) -> Tensor:
 def _check_shapes(q: Array, k: Array, v: Array, enable_gqa: bool) -> None:
     name = "scaled_dot_product_attention"
     got = f"query {list(q.shape)}, key {list(k.shape)}, value {list(v.shape)}"
-    if min(q.ndim, k.ndim, v.ndim) < 2 or not q.ndim == k.ndim == v.ndim:
+    if min(q.ndim, k.ndim, v.ndim) < 2 or (enable_gqa and not q.ndim == k.ndim == v.ndim):
         raise RuntimeError(f"{name}: expected [..., L, E], [..., S, E] and [..., S, Ev], got {got}")
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise RuntimeError(
@@ -249,27 +249,34 @@ def _check_shapes(q: Array, k: Array, v: Array, enable_gqa: bool) -> None:
         )
 
 
+def _leading(q: Array, k: Array, v: Array, enable_gqa: bool) -> tuple[int, ...]:
+    """The leading dimensions of the result."""
+    if enable_gqa:
+        return q.shape[:-2]
+    try:
+        return np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except ValueError as error:
+        raise RuntimeError(
+            "scaled_dot_product_attention: leading dimensions do not broadcast: query "
+            f"{list(q.shape)}, key {list(k.shape)}, value {list(v.shape)}"
+        ) from error
+
+
 def _to_four(tensor: Tensor, lead: tuple[int, ...]) -> Tensor:
     """[*lead, n, d] as [B, H, n, d], broadcasting."""
     shape = tuple(tensor.shape)
     if shape[:-2] != lead:
-        try:
-            tensor = tensor.expand(*lead, *shape[-2:])
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"scaled_dot_product_attention: leading dimensions {list(shape[:-2])} do not "
-                f"broadcast to query's {list(lead)}"
-            ) from error
+        tensor = tensor.expand(*lead, *shape[-2:])
     if len(lead) == 2:
         return tensor
     heads = lead[-1] if lead else 1
     return tensor.reshape(math.prod(lead[:-1]), heads, *shape[-2:])
 
 
-def _mask_of_four(mask: Tensor, query: Tensor, n: int, s: int) -> Tensor:
+def _mask_of_four(mask: Tensor, query: Tensor, lead: tuple[int, ...], n: int, s: int) -> Tensor:
     """The mask as [B or 1, H or 1, L or 1, S]."""
     name = "scaled_dot_product_attention"
-    array, lead = expect_tensor(name, "attn_mask", mask), tuple(query.shape[:-2])
+    array = expect_tensor(name, "attn_mask", mask)
     if array.dtype != bool and array.dtype != query.array.dtype:
         raise TypeError(
             f"{name}: attn_mask must be bool or of query's dtype {query.array.dtype}, got "
@@ -388,7 +395,7 @@ def scaled_dot_product_attention(
     check_floating(name, "query", q)
     _check_shapes(q, k, v, enable_gqa)
     check_p(name, dropout_p)
-    n, s, lead = q.shape[-2], k.shape[-2], q.shape[:-2]
+    n, s, lead = q.shape[-2], k.shape[-2], _leading(q, k, v, enable_gqa)
     if q.dtype == np.float16:
         halves = [t.to(np.float32) for t in (query, key, value)]
         if attn_mask is not None and attn_mask.array.dtype == np.float16:
@@ -404,7 +411,7 @@ def scaled_dot_product_attention(
     end = s if behind is None else causal_offset + behind + 1
     if is_causal:
         end = min(end, causal_offset + 1)
-    mask = None if attn_mask is None else _mask_of_four(attn_mask, query, n, s)
+    mask = None if attn_mask is None else _mask_of_four(attn_mask, query, lead, n, s)
     if mask is not None and is_half(mask.array.dtype):
         mask = mask.to(np.float32)
     query = _to_four(query, lead)
