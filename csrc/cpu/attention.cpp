@@ -31,11 +31,7 @@ void dot_scores(int64_t rows, const T* q, int64_t q_row, int64_t depth, const T*
       vec<T> sum[L];
       for (int64_t s = 0; s < L; ++s) {
         const T *x = q + i * q_row, *y = keys + smaller(j + s, range.end - 1) * stride;
-        vec<T> dot{};
-        int64_t d = 0;
-        for (; d + L <= depth; d += L) dot = fma(load(x + d), load(y + d), dot);
-        if (d < depth) dot = fma(load_n(x + d, depth - d), load_n(y + d, depth - d), dot);
-        sum[s] = dot;
+        sum[s] = row_dot(x, y, depth);
       }
       store(scores + i * ld + j, combine_each<T>(sum, [](vec<T> a, vec<T> b) { return a + b; }));
     }
@@ -82,17 +78,17 @@ struct Workspace {
   int64_t size;  // offsets in elements of T, which are as large as those of M
   explicit Workspace(const Problem<E>& p) {
     depth = kConverts<E> ? operand_depth(p.depth()) : p.depth();
-    ld = round_to(p.value_depth(), lanes<T>);
+    ld = round_up(p.value_depth(), lanes<T>);
     panels = 0;
     strip = panels + kBlockKeys * depth;
-    out = round_to(strip + kRows * kStripSize<T>, 64);
+    out = round_up(strip + kRows * kStripSize<T>, 64);
     most = out + kBlockQueries * ld;
     sum = most + kBlockQueries;
-    queries = round_to(sum + kBlockQueries, 64);
+    queries = round_up(sum + kBlockQueries, 64);
     keys = queries + (kConverts<E> ? kBlockQueries * p.depth() : 0);
-    values = round_to(keys + (kConverts<E> ? kBlockKeys * p.depth() : 0), 64);
+    values = round_up(keys + (kConverts<E> ? kBlockKeys * p.depth() : 0), 64);
     weights = values + (kConverts<E> ? kBlockKeys * ld : 0);
-    size = round_to(weights + (kConverts<E> ? kRows * kStripSize<T> : 0), 64);
+    size = round_up(weights + (kConverts<E> ? kRows * kStripSize<T> : 0), 64);
   }
 };
 
@@ -263,7 +259,8 @@ struct Forward {
     range.begin = range.begin / lanes<T> * lanes<T>;
     strip_scores(rows, r, n, key, range, few);
     if (first) forget(r, n);
-    with_rows(n, [&](auto count) { softmax_rows<count>(rows, r, key, range, buffer(at.strip)); });
+    with_count<kRows>(
+        n, [&](auto count) { softmax_rows<count>(rows, r, key, range, buffer(at.strip)); });
     T factors[kRows];
     for (int64_t i = 0; i < n; ++i) factors[i] = *sum(r + i) == 0 ? T(0) : 1 / *sum(r + i);
     const bool finish = last && !partial;
@@ -434,16 +431,14 @@ bool forward(const Problem<E>& p, const View& y, T* lse) {
 bool attention(In q, In k, In v, OptIn mask, OptIn lengths, OptIn slopes, Out y, Out lse,
                double scale, double softcap, int64_t first, int64_t end, int64_t shift,
                double dropout, int64_t seed, int64_t offset) {
-  if (q.dtype == DType::kFloat32) {
-    GREBE_PROBLEM(float);
-    return forward(p, y, data<float>(lse));
-  }
-  if (q.dtype == DType::kBFloat16) {
-    GREBE_PROBLEM(bf16);
-    return forward(p, y, data<float>(lse));
-  }
-  GREBE_PROBLEM(double);
-  return forward(p, y, data<double>(lse));
+  auto run = [&](auto element) {
+    using E = decltype(element);
+    return forward(problem<E>(q, k, v, mask, lengths, slopes, scale, softcap, first, end, shift,
+                              dropout, seed, offset),
+                   y, data<sum_of<E>>(lse));
+  };
+  if (q.dtype == DType::kBFloat16) return run(bf16{});
+  return q.dtype == DType::kFloat32 ? run(0.0f) : run(0.0);
 }
 
 }  // namespace grebe::GREBE_ISA

@@ -16,9 +16,6 @@ namespace {
 
 constexpr int64_t kDropoutGroup = 64;  // keys that share a call of philox_group
 
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t round_to(int64_t n, int64_t unit) { return divide_up(n, unit) * unit; }
-
 template <class T>
 const T* element(const View& x, int64_t b, int64_t h, int64_t i) {
   return data<T>(x) + b * x.strides[0] + h * x.strides[1] + i * x.strides[2];
@@ -31,16 +28,6 @@ struct Keys {
 };
 
 // E: float, double or bf16; T: what sums and scores are; M: what products take.
-template <class E>
-struct OperandOf {
-  using type = E;
-};
-template <>
-struct OperandOf<bf16> {
-  using type = Bf16Operand;
-};
-template <class E>
-using operand_of = typename OperandOf<E>::type;
 template <class E>
 constexpr bool kConverts = !std::is_same_v<E, operand_of<E>>;
 
@@ -72,14 +59,6 @@ struct Problem {
     return Keys{query + first, query + end}.within(0, length(b));
   }
 };
-
-// f(n as a constant), 1 <= n <= kRows.
-template <int R = kRows, class F>
-inline void with_rows(int64_t n, const F& f) {
-  if constexpr (R > 1)
-    if (n < R) return with_rows<R - 1>(n, f);
-  f(std::integral_constant<int, R>{});
-}
 
 // c[rows, n] = (a b + beta c) scales[row] for rows <= kRows, n <= kCols, operands where they are.
 template <class T>
@@ -118,7 +97,7 @@ template <class M, class T = sum_of<M>>
 void product(int64_t rows, int64_t n, int64_t k, const M* a, int64_t a_row, int64_t a_k, const M* b,
              int64_t b_k, T* c, int64_t ldc, T beta, const T* scales = nullptr) {
   const int64_t vectors = divide_up(n, lanes<T>), panels = divide_up(vectors, kVectors);
-  with_rows(rows, [&](auto count) {
+  with_count<kRows>(rows, [&](auto count) {
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t begin = vectors * p / panels * lanes<T>;
       const int64_t stop = smaller(n, vectors * (p + 1) / panels * lanes<T>);
@@ -150,11 +129,11 @@ void pack_keys(const T* rows, int64_t stride, int64_t count, int64_t depth, T* p
 template <class M, class T = sum_of<M>>
 void panel_scores(int64_t rows, const M* q, int64_t q_row, int64_t depth, const M* panels,
                   Keys range, T* scores, int64_t ld) {
-  with_rows(rows, [&](auto count) {
+  with_count<kRows>(rows, [&](auto count) {
     for (int64_t j = range.begin; j < range.end;) {
       const int64_t in_panel = j % kCols<M>, stop = smaller(range.end, j - in_panel + kCols<M>);
       product_cols<M, count>(depth, q, q_row, 1, panels + (j - in_panel) * depth + in_panel,
-                             kCols<M>, round_to(stop - j, lanes<T>), scores + j, ld, T(0),
+                             kCols<M>, round_up(stop - j, lanes<T>), scores + j, ld, T(0),
                              static_cast<const T*>(nullptr));
       j = stop;
     }
@@ -204,7 +183,7 @@ struct Modifier {
   bool is_linear() const { return softcap == 0 && slope == 0 && !bias && !kept; }
   // And are all keys of these vectors seen?
   bool sees_all(int64_t from, int64_t to) const {
-    return from >= visible.begin && round_to(to - from, lanes<T>) + from <= visible.end;
+    return from >= visible.begin && round_up(to - from, lanes<T>) + from <= visible.end;
   }
 
   // x: products with the keys from j on. *change: d score / d (scale x), of natural scores.
@@ -226,7 +205,7 @@ struct Modifier {
     }
     if (slope != 0) x = fnma(splat(slope), abs(iota<T>() + static_cast<T>(j - position)), x);
     const int64_t n = smaller(lanes<T>, keys - j);
-    if (bias) x = x + (n == lanes<T> ? load(bias + j) : load_n(bias + j, n));
+    if (bias) x = x + load_upto(bias + j, n);
     return kept ? select(load_kept(j, n) != 0, x, lowest()) : x;
   }
   static vec<T> lowest() { return splat(-std::numeric_limits<T>::infinity()); }
@@ -266,13 +245,27 @@ inline View broadcast(View x) {
   return x;
 }
 
-#define GREBE_PROBLEM(E)                                                                      \
-  using T = sum_of<E>;                                                                        \
-  const Problem<E> p {                                                                        \
-    q, k, v, broadcast(mask), data<int64_t>(lengths), data<T>(slopes), static_cast<T>(scale), \
-        static_cast<T>(softcap), first, end, shift, dropout, static_cast<uint64_t>(seed),     \
-        static_cast<uint64_t>(offset)                                                         \
-  }
+// From a kernel's arguments.
+template <class E, class T = sum_of<E>>
+Problem<E> problem(const View& q, const View& k, const View& v, const View& mask,
+                   const View& lengths, const View& slopes, double scale, double softcap,
+                   int64_t first, int64_t end, int64_t shift, double dropout, int64_t seed,
+                   int64_t offset) {
+  return {q,
+          k,
+          v,
+          broadcast(mask),
+          data<int64_t>(lengths),
+          data<T>(slopes),
+          static_cast<T>(scale),
+          static_cast<T>(softcap),
+          first,
+          end,
+          shift,
+          dropout,
+          static_cast<uint64_t>(seed),
+          static_cast<uint64_t>(offset)};
+}
 
 }  // namespace
 }  // namespace grebe::GREBE_ISA

@@ -20,15 +20,15 @@ struct BackwardWorkspace {
   int64_t ld_key, ld_value, value_panels, weights, scores, dk, dv, factors, size;
   static constexpr int64_t ld = kKeys + lanes<T>;  // of weights and scores
   explicit BackwardWorkspace(const Problem<T>& p) {
-    ld_key = round_to(p.depth(), lanes<T>);
-    ld_value = round_to(p.value_depth(), lanes<T>);
+    ld_key = round_up(p.depth(), lanes<T>);
+    ld_value = round_up(p.value_depth(), lanes<T>);
     value_panels = kKeys * p.depth();
-    weights = round_to(value_panels + kKeys * p.value_depth(), 64);
+    weights = round_up(value_panels + kKeys * p.value_depth(), 64);
     scores = weights + kQueries * ld;
     dk = scores + kQueries * ld;
     dv = dk + kKeys * ld_key;
     factors = dv + kKeys * ld_value;
-    size = round_to(factors + ld, 64);
+    size = round_up(factors + ld, 64);
   }
 };
 
@@ -85,8 +85,10 @@ struct Backward {
   }
 
   void strip(const Tile& t, int64_t i, int64_t n, Keys range) const {
-    for (int64_t r = i; r < i + n; ++r)
-      for (int64_t j = 0; j < round_to(t.keys, lanes<T>); ++j) weights(r)[j] = scores(r)[j] = 0;
+    for (int64_t r = i; r < i + n; ++r) {
+      clear(weights(r), round_up(t.keys, lanes<T>));
+      clear(scores(r), round_up(t.keys, lanes<T>));
+    }
     if (range.empty()) return;
     range.begin = range.begin / lanes<T> * lanes<T>;
     panel_scores(n, element<T>(p.q, t.b, t.h, t.query + i), p.q.strides[2], p.depth(), memory,
@@ -107,8 +109,8 @@ struct Backward {
       if (range.empty()) continue;
       const int64_t first = range.begin - t.key;
       product(n, p.depth(), range.end - range.begin, scores(i) + first, ld, 1,
-              k + first * p.k.strides[2], p.k.strides[2],
-              const_cast<T*>(element<T>(dq, t.b, t.h, t.query + i)), dq.strides[2], T(1));
+              k + first * p.k.strides[2], p.k.strides[2], dq_row(t.b, t.h, t.query + i),
+              dq.strides[2], T(1));
     }
     for (int64_t s = 0; s < key_strips; ++s) {
       const int64_t j = t.keys * s / key_strips, n = t.keys * (s + 1) / key_strips - j;
@@ -124,11 +126,21 @@ struct Backward {
     }
   }
 
+  // Of all heads of the group.
+  void clear_dq(int64_t b, int64_t kv_head) const {
+    for (int64_t h = kv_head * p.group(); h < (kv_head + 1) * p.group(); ++h)
+      for (int64_t i = 0; i < p.queries(); ++i) clear(dq_row(b, h, i), p.depth());
+  }
+  T* dq_row(int64_t b, int64_t h, int64_t i) const {
+    return const_cast<T*>(element<T>(dq, b, h, i));
+  }
+  static void clear(T* x, int64_t n) { __builtin_memset(x, 0, static_cast<size_t>(n) * sizeof(T)); }
+
   // All queries that see the keys [key, key + keys) of one key head.
   void block(int64_t b, int64_t kv_head, int64_t key, int64_t keys, const View& dk,
              const View& dv) const {
-    for (int64_t i = 0; i < keys * at.ld_key; ++i) memory[at.dk + i] = 0;
-    for (int64_t i = 0; i < keys * at.ld_value; ++i) memory[at.dv + i] = 0;
+    clear(memory + at.dk, keys * at.ld_key);
+    clear(memory + at.dv, keys * at.ld_value);
     if (key < p.length(b)) {
       pack_keys(element<T>(p.k, b, kv_head, key), p.k.strides[2], keys, p.depth(), memory);
       pack_keys(element<T>(p.v, b, kv_head, key), p.v.strides[2], keys, p.value_depth(),
@@ -186,11 +198,7 @@ void row_products(const View& y, const View& grad, T* delta) {
   const int64_t n = y.shape[3];
   each_row<T>(y, [&](int64_t number, int64_t b, int64_t h, int64_t i) {
     const T *u = element<T>(y, b, h, i), *w = element<T>(grad, b, h, i);
-    vec<T> sum{};
-    int64_t d = 0;
-    for (; d + lanes<T> <= n; d += lanes<T>) sum = fma(load(u + d), load(w + d), sum);
-    if (d < n) sum = fma(load_n(u + d, n - d), load_n(w + d, n - d), sum);
-    delta[number] = hsum(sum);
+    delta[number] = hsum(row_dot(u, w, n));
   });
 }
 
@@ -212,16 +220,11 @@ bool backward(const Problem<T>& p, const View& grad, const View& y, const T* lse
   const int64_t rows = p.batch() * p.heads() * p.queries(), part = rows * p.depth();
   const int64_t work = rows * p.keys() * p.depth();
   const int threads = work < kParallelWork ? 1 : num_threads();
-  const int64_t total = at.size * threads + round_to(rows, 64) + (plan.chunks - 1) * part;
+  const int64_t total = at.size * threads + round_up(rows, 64) + (plan.chunks - 1) * part;
   T* const memory = static_cast<T*>(scratch(static_cast<size_t>(total) * sizeof(T)));
   if (!memory) return false;
-  T *const delta = memory + at.size * threads, *const parts = delta + round_to(rows, 64);
+  T *const delta = memory + at.size * threads, *const parts = delta + round_up(rows, 64);
   row_products<T>(y, grad, delta);
-  each_row<T>(dq, [&](int64_t, int64_t b, int64_t h, int64_t i) {
-    T* const to = const_cast<T*>(element<T>(dq, b, h, i));
-    for (int64_t d = 0; d < p.depth(); ++d) to[d] = 0;
-  });
-  for (int64_t i = 0; i < (plan.chunks - 1) * part; ++i) parts[i] = 0;
   // Chunks after the first add to arrays of their own.
   auto dq_of = [&](int64_t chunk) {
     View x = dq;
@@ -243,10 +246,12 @@ bool backward(const Problem<T>& p, const View& grad, const View& y, const T* lse
       for (int64_t b = p.batch() * bp / plan.batch_parts;
            b < p.batch() * (bp + 1) / plan.batch_parts; ++b)
         for (int64_t h = p.kv_heads() * hp / plan.head_parts;
-             h < p.kv_heads() * (hp + 1) / plan.head_parts; ++h)
+             h < p.kv_heads() * (hp + 1) / plan.head_parts; ++h) {
+          f.clear_dq(b, h);
           for (int64_t i = plan.blocks * chunk / plan.chunks;
                i < plan.blocks * (chunk + 1) / plan.chunks; ++i)
             f.block(b, h, i * kKeys, smaller(kKeys, p.keys() - i * kKeys), dk, dv);
+        }
     }
   });
   if (plan.chunks > 1) add_chunks(dq, parts, plan.chunks - 1, part);
@@ -259,12 +264,13 @@ bool attention_backward(In grad, In q, In k, In v, OptIn mask, OptIn lengths, Op
                         In lse, Out dq, Out dk, Out dv, OptOut dmask, double scale, double softcap,
                         int64_t first, int64_t end, int64_t shift, double dropout, int64_t seed,
                         int64_t offset) {
-  if (q.dtype == DType::kFloat32) {
-    GREBE_PROBLEM(float);
-    return backward(p, grad, y, data<float>(lse), dq, dk, dv, broadcast(dmask));
-  }
-  GREBE_PROBLEM(double);
-  return backward(p, grad, y, data<double>(lse), dq, dk, dv, broadcast(dmask));
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    return backward(problem<T>(q, k, v, mask, lengths, slopes, scale, softcap, first, end, shift,
+                               dropout, seed, offset),
+                    grad, y, data<T>(lse), dq, dk, dv, broadcast(dmask));
+  };
+  return q.dtype == DType::kFloat32 ? run(0.0f) : run(0.0);
 }
 
 }  // namespace grebe::GREBE_ISA

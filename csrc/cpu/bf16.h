@@ -42,5 +42,17 @@ inline void convert_along(float* dst, const bf16* src, int64_t stride, int64_t k
 inline bool is_operand(const bf16*, int64_t, int64_t, int64_t, int64_t) { return false; }
 #endif
 
+// What products take for elements of type E.
+template <class E>
+struct OperandOf {
+  using type = E;
+};
+template <>
+struct OperandOf<bf16> {
+  using type = Bf16Operand;
+};
+template <class E>
+using operand_of = typename OperandOf<E>::type;
+
 }  // namespace
 }  // namespace grebe::GREBE_ISA

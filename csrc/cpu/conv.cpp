@@ -54,13 +54,10 @@ Problem problem_of(const View& x, const View& w, const View& y, const Steps& s, 
   return p;
 }
 
-inline int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
-inline int64_t at_least(int64_t n, int64_t limit) { return n > limit ? n : limit; }
-
 // The fewest images whose `pixels` each fill the lanes well, leaving enough jobs to share.
 template <class T>
 int64_t images_per_job(int64_t pixels, int64_t batch) {
-  const int64_t most = at_least(at_most(kMostImages, batch / 8), 1);
+  const int64_t most = larger(smaller(kMostImages, batch / 8), 1);
   int64_t best = 1;
   double best_filling = 0;
   for (int64_t n = 1; n <= most; ++n) {
@@ -113,7 +110,7 @@ struct Columns {
   const T* x;
   Strides s;
 
-  int64_t phases() const { return at_most(g.stride_h, (g.kernel_h - 1) * g.dilation_h + 1); }
+  int64_t phases() const { return smaller(g.stride_h, (g.kernel_h - 1) * g.dilation_h + 1); }
   int64_t reach() const { return (g.kernel_h - 1) * g.dilation_h / g.stride_h; }
   int64_t rows(int64_t out_rows) const { return out_rows + reach(); }  // of a phase
   int64_t channel_size(int64_t images, int64_t out_rows) const {  // of one kernel column
@@ -145,7 +142,7 @@ struct Columns {
     const int64_t first = job.row * g.stride_h - g.pad_h, row = g.row();
     const int64_t top = first < 0 ? -first : 0;
     const int64_t count =
-        at_most(g.in_h - first, (job.rows - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1);
+        smaller(g.in_h - first, (job.rows - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1);
     fill(plane, plane_size(job.images, job.rows), T(0));
     if (count <= top) return;
     for (int64_t n = 0; n < job.images; ++n) {
@@ -187,9 +184,9 @@ template <class T>
 Jobs jobs_of(const Problem& p, int64_t images, int64_t rows, int64_t row_bytes, int64_t reach) {
   constexpr int64_t kJobs = 8;  // so that few images are shared, too
   const Tiling n(p.batch, images);
-  int64_t most = at_least(kJobBytes / row_bytes - reach, at_least(2 * reach, 4));
-  const int64_t parts = at_most(rows, kJobs / at_least(n.count * p.groups, 1));
-  if (parts > 1) most = at_most(most, (rows + parts - 1) / parts);
+  int64_t most = larger(kJobBytes / row_bytes - reach, larger(2 * reach, 4));
+  const int64_t parts = smaller(rows, kJobs / larger(n.count * p.groups, 1));
+  if (parts > 1) most = smaller(most, (rows + parts - 1) / parts);
   return {n, {rows, most}, p.groups};
 }
 
@@ -411,11 +408,11 @@ struct GradInput {
     const Window& g = p.window;
     const int64_t low = job.row + g.pad_h - (g.kernel_h - 1) * g.dilation_h;
     const int64_t begin = low <= 0 ? 0 : (low + g.stride_h - 1) / g.stride_h;
-    const int64_t end = at_most((job.row + job.rows - 1 + g.pad_h) / g.stride_h + 1, g.out_h);
-    return {job.image, job.images, begin, at_least(end - begin, 0), job.group};
+    const int64_t end = smaller((job.row + job.rows - 1 + g.pad_h) / g.stride_h + 1, g.out_h);
+    return {job.image, job.images, begin, larger(end - begin, 0), job.group};
   }
 
-  int64_t phases() const { return at_most(p.window.stride_w, p.window.in_w); }
+  int64_t phases() const { return smaller(p.window.stride_w, p.window.in_w); }
 
   void lay_out(Arena* arena) {
     weight = arena->take<T>(p.groups * rows() * steps());
@@ -425,7 +422,7 @@ struct GradInput {
     const Job most = jobs.largest();
     const Window& g = p.window;
     const int64_t count = (most.rows - 1 + (g.kernel_h - 1) * g.dilation_h) / g.stride_h + 1;
-    return {arena->take<T>(p.out_channels * at_most(count, g.out_h) * step(most.images) + lanes<T>),
+    return {arena->take<T>(p.out_channels * smaller(count, g.out_h) * step(most.images) + lanes<T>),
             arena->take<T>(rows() * step(most.images) + 2 * lanes<T>),
             arena->take<Met>(g.kernel_h)};
   }
@@ -739,8 +736,8 @@ bool grad_weight(const Problem& p, In grad, In x, Out gw, OptOut gb) {
   const int64_t row = columns.row_bytes(1);
   int64_t images = images_per_job<T>(p.pixels(), p.batch);
   if (images > 1)
-    images = at_least(
-        at_most(kDotBytes / (row * p.window.out_h), (p.batch + kChunks - 1) / kChunks), images);
+    images = larger(smaller(kDotBytes / (row * p.window.out_h), (p.batch + kChunks - 1) / kChunks),
+                    images);
   Jobs jobs = jobs_of<T>(p, images, p.window.out_h, columns.row_bytes(images), columns.reach());
   jobs.groups = 1;
   const int64_t count = jobs.count();
@@ -750,7 +747,7 @@ bool grad_weight(const Problem& p, In grad, In x, Out gw, OptOut gb) {
                   data<T>(gw),
                   data<T>(gb),
                   jobs,
-                  {count, at_least((count + kChunks - 1) / kChunks, 1)},
+                  {count, larger((count + kChunks - 1) / kChunks, 1)},
                   nullptr};
   if (!run_jobs(f, f.chunks.count)) return false;
   f.finish();

@@ -45,10 +45,6 @@ constexpr int64_t kBlockCols = 2048;
 
 constexpr int64_t kParallelWork = 128 * 1024;  // multiply-adds: below, waking threads costs more
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // n cut in as few equal blocks of at most `most` as possible, each but the last whole units; `most`
 // is a multiple of `unit`.
 inline int64_t block_size(int64_t n, int64_t most, int64_t unit) {
@@ -230,7 +226,7 @@ inline void transpose_columns(T* dst, int64_t ld, const T* src, int64_t stride, 
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) {
         const T* from = src + (j + i < cols ? j + i : j) * stride + q;
-        x[i] = n == L ? load(from) : load_n(from, n);
+        x[i] = load_upto(from, n);
       }
       transpose<T, L>(x);
       if (n == L) {

@@ -136,7 +136,7 @@ struct Operands {
 
 template <class T>
 inline vec<T> part(const T* p, int64_t n) {
-  return n == lanes<T> ? load(p) : load_n(p, n);
+  return load_upto(p, n);
 }
 
 // f(slot, i, valid, x, t, weight, q) for the vectors of [begin, end); four slots in turn.

@@ -88,7 +88,7 @@ struct BiasActivation : Bias<T> {
  private:
   [[gnu::always_inline]] vec<T> vector_of_bias(int64_t col, int64_t n) const {
     if (bias_stride == 0) return splat(*bias);
-    return n == lanes<T> ? load(bias + col) : load_n(bias + col, n);
+    return load_upto(bias + col, n);
   }
 
   template <int R, int V>
@@ -387,8 +387,7 @@ inline void axpy_rows(const Problem<T>& p, int64_t q, int64_t col, int64_t n) {
     vec<sum_of<T>> acc[1][1] = {};
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
-      acc[0][0] = fma(x[r], valid == L ? load(b + r * p.b_k + j) : load_n(b + r * p.b_k + j, valid),
-                      acc[0][0]);
+      acc[0][0] = fma(x[r], load_upto(b + r * p.b_k + j, valid), acc[0][0]);
     finish_tile(acc, p.c + col + j, p.c_row, valid, stage, 0, col + j, p.epilogue);
   }
 }
@@ -454,8 +453,6 @@ void run_way(Way way, const Problem<T>& p, void* workspace) {
   }
 }
 
-inline int64_t round_up(int64_t bytes) { return divide_up(bytes, 64) * 64; }
-
 // Bytes that either way through gemm needs.
 template <class T>
 int64_t gemm_workspace_any(int64_t m, int64_t n, int64_t k) {
@@ -469,7 +466,7 @@ int64_t workspace_bytes(Way way, const Problem<T>& p) {
   int64_t bytes = 0;
   if (way == Way::kPanels || way == Way::kPacked) bytes = gemm_workspace_any<T>(p.m, p.n, p.k);
   if (way == Way::kTransposed) bytes = p.k * transposed_row<T>(p.n) * sizeof(T);
-  return round_up(bytes);
+  return round_up(bytes, 64);
 }
 
 // ---- bfloat16 ----
@@ -515,13 +512,14 @@ struct Bf16Workspace {
   int64_t b, c, bias, rest, bytes;
   explicit Bf16Workspace(const Problem<bf16>& p) {
     const int64_t depth = operand_depth(p.k), word = sizeof(float);
-    b = round_up(p.m * depth * word);
-    c = b + round_up(p.n * depth * word);
-    bias = c + round_up(p.m * p.n * word);
-    rest = bias + round_up(p.n * word);
+    b = round_up(p.m * depth * word, 64);
+    c = b + round_up(p.n * depth * word, 64);
+    bias = c + round_up(p.m * p.n * word, 64);
+    rest = bias + round_up(p.n * word, 64);
     const int64_t copy = depth * transposed_row<Bf16Operand>(p.n) * word;
     const int64_t packed = depth ? gemm_workspace_any<Bf16Operand>(p.m, p.n, depth) : 0;
-    bytes = rest + round_up(packed) + (p.n * depth * word <= kDirectBytes ? round_up(copy) : 0);
+    bytes =
+        rest + round_up(packed, 64) + (p.n * depth * word <= kDirectBytes ? round_up(copy, 64) : 0);
   }
 };
 

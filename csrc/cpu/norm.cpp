@@ -36,10 +36,10 @@ struct Planes {
   // The batch in at most kSegments parts of at least about kRun elements per channel.
   int64_t segment() const {
     constexpr int64_t kSegments = 64, kRun = 4096;
-    const int64_t few = (n + kSegments - 1) / kSegments, run = kRun / at_least_one(inner);
-    return at_least_one(few > run ? few : run);
+    const int64_t few = (n + kSegments - 1) / kSegments, run = kRun / larger(1, inner);
+    return larger(1, few > run ? few : run);
   }
-  int64_t segments() const { return at_least_one((n + segment() - 1) / segment()); }
+  int64_t segments() const { return larger(1, (n + segment() - 1) / segment()); }
 };
 
 // Sums of a and a * (x - center) over one segment of one channel.
@@ -113,7 +113,7 @@ Sums plane_sums(const T* x, const T* g, T center, const Planes& a, int64_t c, in
   for (int64_t i = begin; i < end; ++i) {
     const int64_t at = (i * a.channels + c) * a.inner;
     for (int64_t j = 0; j < a.inner; j += kLongest) {
-      add_run(s, x + at + j, g ? g + at + j : nullptr, middle, at_most(a.inner - j, kLongest));
+      add_run(s, x + at + j, g ? g + at + j : nullptr, middle, smaller(a.inner - j, kLongest));
       if (s.held >= kLongest) s.flush();
     }
   }
@@ -140,7 +140,7 @@ void tile_sums(const T* x, const T* g, const T* center, int64_t channels, int64_
   for (int64_t c = 0; c < width; ++c) out[c] = {0, 0};
   for (int64_t i = begin; i < end; i += kRows) {
     vec<T> a[kTile] = {}, ad[kTile] = {};
-    for (int64_t r = i; r < at_most(i + kRows, end); ++r) {
+    for (int64_t r = i; r < smaller(i + kRows, end); ++r) {
       for (int k = 0; k < kTile; ++k) {
         const int64_t at = r * channels + k * L, left = width - k * L;
         const vec<T> d = load_part<kFull>(x + at, left) - middle[k];
@@ -164,11 +164,11 @@ void batch_sums(const T* x, const T* g, const T* center, const Planes& a, Sums* 
   const int64_t segment = a.segment(), segments = a.segments();
   const int64_t width = a.rows ? kTile * lanes<T> : 1;
   const int64_t tiles = (a.channels + width - 1) / width;
-  const int64_t grain = at_least_one(kWork / at_least_one(segment * a.inner * width));
+  const int64_t grain = larger(1, kWork / larger(1, segment * a.inner * width));
   parallel_for(segments * tiles, grain, [&](int64_t first, int64_t last) {
     for (int64_t u = first; u < last; ++u) {
       const int64_t s = u / tiles, c = u % tiles * width;
-      const int64_t begin = s * segment, end = at_most(begin + segment, a.n);
+      const int64_t begin = s * segment, end = smaller(begin + segment, a.n);
       Sums* out = partial + s * a.channels + c;
       if (!a.rows)
         *out = plane_sums(x, g, center[c], a, c, begin, end);
@@ -193,7 +193,7 @@ inline Sums add_segments(const Sums* partial, const Planes& a, int64_t c) {
 // A value close to each channel's mean: the mean of up to 64 of its elements.
 template <class T>
 void rough_means(const T* x, const Planes& a, T* center) {
-  const int64_t rows = at_most(a.rows ? a.n : a.inner, 64);
+  const int64_t rows = smaller(a.rows ? a.n : a.inner, 64);
   for (int64_t c = 0; c < a.channels; ++c) center[c] = 0;
   if (a.per_channel() == 0) return;
   for (int64_t c = 0; c < a.channels && !a.rows; ++c)
@@ -396,7 +396,7 @@ void add_row_sums(const NormRow<T>& r, const T* weight, int64_t begin, int64_t e
   constexpr int64_t L = lanes<T>;
   const vec<T> m = splat(r.mean), s = splat(r.invstd);
   for (int64_t i = begin; i < end;) {
-    const int64_t stop = at_most(i + kBlock, end);
+    const int64_t stop = smaller(i + kBlock, end);
     vec<T> a[2] = {}, b[2] = {};
     auto step = [&](int k, int64_t j, int64_t n) {
       vec<T> h = load_upto(r.g + j, n);
@@ -406,7 +406,7 @@ void add_row_sums(const NormRow<T>& r, const T* weight, int64_t begin, int64_t e
     };
     for (; i + 2 * L <= stop; i += 2 * L)
       for (int k = 0; k < 2; ++k) step(k, i + k * L, L);
-    for (; i < stop; i += L) step(0, i, at_most(stop - i, L));
+    for (; i < stop; i += L) step(0, i, smaller(stop - i, L));
     i = stop;
     if (kCentred) sums[0] += static_cast<double>(hsum(a[0] + a[1]));
     sums[1] += static_cast<double>(hsum(b[0] + b[1]));
@@ -435,7 +435,7 @@ void layer_norm_backward_rows(const NormRow<T>* rows, const T* weight, T* gw, T*
                               int64_t end) {
   constexpr int64_t L = lanes<T>;
   for (int64_t j = begin; j < end; j += L) {
-    const int64_t n = at_most(end - j, L);
+    const int64_t n = smaller(end - j, L);
     const vec<T> w = weight ? load_upto(weight + j, n) : splat(T(1));
     vec<T> sum_w{}, sum_b{};
 #pragma GCC unroll 4
@@ -468,14 +468,14 @@ bool layer_norm_backward_any(In grad, In input, OptIn weight, OptIn mean, In inv
     partial = static_cast<T*>(scratch(sizeof(T) * static_cast<size_t>(2 * n * segments + 1)));
     if (!partial) return false;
   }
-  const int64_t grain = at_least_one(kWork / at_least_one(segment * n));
+  const int64_t grain = larger(1, kWork / larger(1, segment * n));
   parallel_for(segments, grain, [&](int64_t first, int64_t last) {
     for (int64_t u = first; u < last; ++u) {
       T* gw = partial ? partial + 2 * u * n : nullptr;
       if (gw) __builtin_memset(gw, 0, sizeof(T) * static_cast<size_t>(2 * n));
-      const int64_t stop = at_most((u + 1) * segment, rows);
+      const int64_t stop = smaller((u + 1) * segment, rows);
       for (int64_t i = u * segment; i < stop; i += kTogether) {
-        const int64_t count = at_most(stop - i, kTogether);
+        const int64_t count = smaller(stop - i, kTogether);
         NormRow<T> r[kTogether];
         for (int64_t k = 0; k < count; ++k) {
           const int64_t at = (i + k) * n;

@@ -31,7 +31,7 @@ inline void each_block(int64_t channels, const F& f) {
   constexpr int64_t L = lanes<T>;
   int64_t c = 0;
   for (; c + 4 * L <= channels; c += 4 * L) f(std::integral_constant<int, 4>{}, c, L);
-  for (; c < channels; c += L) f(std::integral_constant<int, 1>{}, c, at_most(channels - c, L));
+  for (; c < channels; c += L) f(std::integral_constant<int, 1>{}, c, smaller(channels - c, L));
 }
 
 // Taps of a window that lie inside the input: their rows and columns.
@@ -41,7 +41,7 @@ struct Inside {
       : h0(p.h.first_tap(oh)), h1(p.h.end_tap(oh)), w0(p.w.first_tap(ow)), w1(p.w.end_tap(ow)) {}
 };
 
-int64_t row_grain(const Pool& p) { return at_least_one(kWork / (p.w.in * p.channels)); }
+int64_t row_grain(const Pool& p) { return larger(1, kWork / (p.w.in * p.channels)); }
 
 template <class T, class I, bool kNumbers>
 void max_pixel(const Pool& p, const Inside& in, const T* x, T* y, I* index) {

@@ -238,7 +238,7 @@ inline void store_phases(T* to, int64_t s, int64_t columns, const F& f) {
     return;
   }
   for (int64_t r = 0; r < s && r < columns; ++r)
-    store_strided_n(to + r, s, f(r), at_most((columns - r + s - 1) / s, L));
+    store_strided_n(to + r, s, f(r), smaller((columns - r + s - 1) / s, L));
 }
 
 // One row of gx, from n rows of windows.
@@ -270,7 +270,7 @@ bool collect_planes(const Pool& p, T* gx, int64_t arrays, const Prepare& prepare
   const int64_t reach_bytes = round_up(Reach::bytes(p.h), 64);
   const int64_t table = reach_bytes + round_up(Collect::bytes(p.w), 64);
   const int64_t own = round_up(arrays * size * static_cast<int64_t>(sizeof(T)), 64);
-  const int threads = static_cast<int>(at_most(num_threads(), at_least_one(planes)));
+  const int threads = static_cast<int>(smaller(num_threads(), larger(1, planes)));
   char* memory = static_cast<char*>(scratch(static_cast<size_t>(table + threads * own)));
   if (!memory) return false;
   const Reach reach(p.h, memory);
@@ -301,7 +301,7 @@ bool max_planes_grad(const Pool& p, T* gx, const T* grad, const I* index) {
       [=](T* rows, int64_t row, int64_t from) {
         for (int64_t oh = 0; oh < p.h.out; ++oh)
           for (int64_t ow = 0; ow < p.w.out; ow += lanes<T>) {
-            const int64_t at = from + oh * p.out.h + ow, n = at_most(p.w.out - ow, lanes<T>);
+            const int64_t at = from + oh * p.out.h + ow, n = smaller(p.w.out - ow, lanes<T>);
             const mask_of<T> k = index + at + lanes<T> <= end ? load_index<T>(index + at)
                                                               : load_index_n<T>(index + at, n);
             T* to = rows + oh * row + ow;
@@ -329,7 +329,7 @@ bool avg_planes_grad(const Pool& p, T* gx, const T* grad, Divisor divisor) {
       [=](T* rows, int64_t row, int64_t from) {
         for (int64_t oh = 0; oh < p.h.out; ++oh)
           for (int64_t ow = 0; ow < p.w.out; ow += lanes<T>) {
-            const int64_t n = at_most(p.w.out - ow, lanes<T>);
+            const int64_t n = smaller(p.w.out - ow, lanes<T>);
             T* to = rows + oh * row + ow;
             store_upto(to, load_upto(grad + from + oh * p.out.h + ow, n) * load(to + size), n);
           }
@@ -348,7 +348,7 @@ bool is_whole(const Pool& p) {
 template <class T, class F>
 void each_whole_plane(const Pool& p, const F& f) {
   const int64_t n = p.h.in * p.w.in, channels = p.channels;
-  parallel_for(p.batch * channels, at_least_one(kWork / n), [&](int64_t begin, int64_t end) {
+  parallel_for(p.batch * channels, larger(1, kWork / n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i / channels * p.in.n + i % channels * p.in.c, n, i);
   });
 }

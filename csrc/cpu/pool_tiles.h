@@ -35,7 +35,7 @@ void each_tiled_plane(const Pool& p, int64_t begin, int64_t end, const F& f) {
     f(t, i / channels * in.n + i % channels * in.c, i * pixels);
 }
 
-int64_t tile_grain(const Pool& p) { return at_least_one(kWork / (p.h.in * p.w.in)); }
+int64_t tile_grain(const Pool& p) { return larger(1, kWork / (p.h.in * p.w.in)); }
 
 // The upper half of v, twice; the elements of the lower half, each twice.
 template <class V, size_t... I>
@@ -98,7 +98,7 @@ inline void each_vector_of_tiles(const Tiles& t, const T* x, const F& f) {
   for (; oh < t.out_h; ++oh)
     for (int64_t ow = 0; ow < t.out_w; ow += L) {
       const T* a = x + 2 * oh * t.in_row + 2 * ow;
-      const int64_t n = at_most(t.out_w - ow, L), na = at_most(2 * n, L);
+      const int64_t n = smaller(t.out_w - ow, L), na = smaller(2 * n, L);
       f(load_cells(a, na, a + L, 2 * n - na, t.in_row), oh * t.out_w + ow, n, false);
     }
 }
@@ -156,9 +156,9 @@ void spread_tiles(const Pool& p, T* gx, const T* grad, const Share& share) {
         T* top = gx + to + 2 * oh * t.in_row;
         T* bottom = top + t.in_row;
         for (int64_t w = 0; w < t.in_w; w += L) {
-          const int64_t at = from + oh * t.out_w + w / 2, n = at_most(t.out_w - w / 2, L / 2);
+          const int64_t at = from + oh * t.out_w + w / 2, n = smaller(t.out_w - w / 2, L / 2);
           const auto part = share(twice(load_n(grad + at, n)), at, n);
-          const int64_t columns = at_most(t.in_w - w, L);
+          const int64_t columns = smaller(t.in_w - w, L);
           store_upto(top + w, part(0), columns);
           store_upto(bottom + w, part(1), columns);
         }

@@ -248,7 +248,7 @@ inline vec<T> fetch(const T* p, int64_t stride) {
 template <bool kUnit, class T>
 inline vec<T> fetch_n(const T* p, int64_t stride, int64_t n) {
   if constexpr (kUnit)
-    return n == lanes<T> ? load(p) : load_n(p, n);
+    return load_upto(p, n);
   else
     return gather(p, stride, n);
 }
@@ -407,7 +407,7 @@ void reduce_short_rows(const Plan& plan, const T* x, const T* center, T* y, doub
   parallel_for(plan.outputs, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += lanes<T>)
       reduce_short<P>(x + i * plan.stride[0], plan.stride[0], plan.count,
-                      at_most(end - i, lanes<T>), center + i, y + i, scale);
+                      smaller(end - i, lanes<T>), center + i, y + i, scale);
   });
 }
 
@@ -579,7 +579,7 @@ void find_in_short_rows(const T* x, int64_t n, int64_t stride, int64_t rows, int
   Found<kLargest, T> found;
   for (int64_t j = 0; j < n; j += L) {
     vec<T> r[L];
-    const int64_t columns = at_most(n - j, L);
+    const int64_t columns = smaller(n - j, L);
     for (int64_t i = 0; i < L; ++i) r[i] = load_n(x + (i < rows ? i : 0) * stride + j, columns);
     transpose_square<T>(r);
     if (j == 0) found.best = r[0];
@@ -628,7 +628,7 @@ bool arg_extreme(const View& x, const View& index) {
     const int64_t grain = round_up(kThreadElements / n, lanes<T>);
     parallel_for(plan.outputs, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i += lanes<T>)
-        find_in_short_rows<kLargest>(data<T>(x) + i * stride, n, stride, at_most(end - i, lanes<T>),
+        find_in_short_rows<kLargest>(data<T>(x) + i * stride, n, stride, smaller(end - i, lanes<T>),
                                      data<int64_t>(index) + i);
     });
     return true;

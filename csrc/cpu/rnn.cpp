@@ -28,8 +28,8 @@
 // Floor: 2 G H (I + H) operations per token and direction of the pass (G = 1, 4, 3 gates); for one
 // sequence the bytes of W per step. Measured on Zen 4: 82-92% of the multiply-adds' peak from H = 256
 // on, 54% at H = 32, where the gates count (docs/kernels/rnn.md).
+#include "bf16.h"
 #include "gemm.h"
-#include "simd_math.h"
 
 namespace grebe::GREBE_ISA {
 namespace {
@@ -43,27 +43,6 @@ constexpr int64_t kResident = 768 << 10;  // bytes of W that stay in a core's L2
 constexpr bool is_plain(Mode mode) { return mode == kTanh || mode == kRelu; }
 constexpr int weight_gates(Mode mode) { return mode == kLstm ? 4 : mode == kGru ? 3 : 1; }
 constexpr int stored_gates(Mode mode) { return is_plain(mode) ? 1 : 4; }
-
-// Calls f with n, 1 <= n <= kMost, as a constant.
-template <int kMost, class F>
-[[gnu::always_inline]] inline void with_constant(int64_t n, const F& f) {
-  if constexpr (kMost > 1) {
-    if (n < kMost) return with_constant<kMost - 1>(n, f);
-  }
-  f(std::integral_constant<int, kMost>{});
-}
-
-template <class T>
-inline vec<T> load_some(const T* p, int64_t n) {
-  return n == lanes<T> ? load(p) : load_n(p, n);
-}
-template <class T>
-inline void store_some(T* p, vec<T> v, int64_t n) {
-  if (n == lanes<T>)
-    store(p, v);
-  else
-    store_n(p, v, n);
-}
 
 // Within 4 ulp instead of 2, with half of the operations: the gates cost as much as the product when
 // H is small. e^x = 2^k (1 + p):
@@ -130,32 +109,20 @@ struct Share {
   int64_t row, end_row, panel, end_panel, column, end_column;
 };
 
-// Storage of weights, inputs and h; operands of the products made of it.
-template <class E>
-struct OperandOf {
-  using type = E;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct OperandOf<bf16> {
-  using type = bf16pair;  // neighbours along the summed dimension, all of them of even size
-};
-#endif
-
 template <class T>
 inline vec<T> load_state(const T* p, int64_t n) {
-  return load_some(p, n);
+  return load_upto(p, n);
 }
 inline f32v load_state(const bf16* p, int64_t n) { return load_widened(p, n); }
 template <class T>
 inline void store_state(T* p, vec<T> v, int64_t n) {
-  store_some(p, v, n);
+  store_upto(p, v, n);
 }
 inline void store_state(bf16* p, f32v v, int64_t n) { store_narrowed(p, v, n); }
 
 template <class T, Mode kMode, class E>
 struct Layer {
-  using Operand = typename OperandOf<E>::type;
+  using Operand = operand_of<E>;  // pairs of bf16: all dimensions are even
   static constexpr int kStored = stored_gates(kMode);
   static constexpr int64_t kPair = sizeof(Operand) / sizeof(E);
   static constexpr int64_t L = lanes<T>, C = kCols<T>;
@@ -275,9 +242,9 @@ inline void each_product_tile(int64_t row, int64_t end, int64_t panel, int64_t e
                               int64_t cols, const F& f) {
   for (; panel < end_panel; ++panel)
     each_tile(row, end, kRows, [&](int64_t b, int64_t n) {
-      with_constant<kRows>(n, [&](auto r) {
-        with_constant<kVectors>(divide_up(smaller(kCols<T>, cols - panel * kCols<T>), lanes<T>),
-                                [&](auto v) { f(b, r, panel, v); });
+      with_count<kRows>(n, [&](auto r) {
+        with_count<kVectors>(divide_up(smaller(kCols<T>, cols - panel * kCols<T>), lanes<T>),
+                             [&](auto v) { f(b, r, panel, v); });
       });
     });
 }
@@ -357,9 +324,9 @@ struct Forward : Layer<T, kMode, E> {
           acc[i][v] = v == 2 ? gate_tanh(acc[i][v]) : gate_sigmoid(acc[i][v]);
       for (int i = 0; i < R; ++i) {
         const vec<T> in = acc[i][0], forget = acc[i][1], a = acc[i][2], out = acc[i][3];
-        const vec<T> cell = fma(forget, load_some(before + i * size + unit, n), in * a);
+        const vec<T> cell = fma(forget, load_upto(before + i * size + unit, n), in * a);
         store_gates(g + i * row_size(), n, in, forget, a, out);
-        store_some(c + (row + i) * size + unit, cell, n);
+        store_upto(c + (row + i) * size + unit, cell, n);
         store_state(to + i * size, out * gate_tanh(cell), n);
       }
     } else {
@@ -378,10 +345,10 @@ struct Forward : Layer<T, kMode, E> {
   void store_gates(T* g, int64_t n, vec<T> first, vec<T> second, vec<T> third,
                    vec<T> fourth) const {
     if (!gates) return;
-    store_some(g, first, n);
-    store_some(g + size, second, n);
-    store_some(g + 2 * size, third, n);
-    store_some(g + 3 * size, fourth, n);
+    store_upto(g, first, n);
+    store_upto(g + size, second, n);
+    store_upto(g + 2 * size, third, n);
+    store_upto(g + 3 * size, fourth, n);
   }
 
   // What finish will read or write, while the product is computed: rows lie pages apart.
@@ -397,7 +364,7 @@ struct Forward : Layer<T, kMode, E> {
                                               const Operand* panel, vec<T> (&acc)[R][V]) const {
     if (bias)
       for (int v = 0; v < V; ++v) {
-        const vec<T> start = load_some(bias + unit + offset(v), valid(v, n));
+        const vec<T> start = load_upto(bias + unit + offset(v), valid(v, n));
         for (int i = 0; i < R; ++i) acc[i][v] = start;
       }
     Base::multiply(inputs, x + row * inputs, inputs, panel, V * L, acc);
@@ -410,13 +377,13 @@ struct Forward : Layer<T, kMode, E> {
     for (int i = 0; i < R; ++i) {
       const T* g = gates + (row + i) * row_size() + unit;
       for (int v = 0; v < V; ++v) {
-        const vec<T> stored = load_some(g + offset(v), valid(v, n));
+        const vec<T> stored = load_upto(g + offset(v), valid(v, n));
         if (kMode == kGru && v == 2)
           apart[i] = stored;
         else
           acc[i][v] = acc[i][v] + stored;
       }
-      if (kMode == kGru && !weight) acc[i][2] = load_some(g + 3 * size, n);
+      if (kMode == kGru && !weight) acc[i][2] = load_upto(g + 3 * size, n);
     }
   }
 
@@ -430,7 +397,7 @@ struct Forward : Layer<T, kMode, E> {
     vec<T> acc[R][V] = {}, apart[R] = {};
     if (inputs) multiply_inputs(row, unit, n, packed, acc);
     if constexpr (kMode == kGru) {
-      const vec<T> start = inner_bias ? load_some(inner_bias + unit, n) : vec<T>{};
+      const vec<T> start = inner_bias ? load_upto(inner_bias + unit, n) : vec<T>{};
       for (int i = 0; i < R; ++i) {
         apart[i] = acc[i][2];
         acc[i][2] = start;
@@ -451,7 +418,7 @@ struct Forward : Layer<T, kMode, E> {
     for (; begin < end; begin += block)
       for (int64_t p = mine.panel; p < mine.end_panel; ++p)
         each_tile(begin, smaller(begin + block, end), kTileRows, [&](int64_t row, int64_t n) {
-          with_constant<kTileRows>(n, [&](auto r) { tile<r>(t, row, p); });
+          with_count<kTileRows>(n, [&](auto r) { tile<r>(t, row, p); });
         });
   }
 
@@ -544,8 +511,8 @@ struct Backward : Layer<T, kMode, E> {
     E* to = dgates + row * row_size() + unit;
     T* state = dh + b * width + unit;
     const vec<T> one = splat(T(1));
-    const vec<T> d = dfull ? load_some(dfull + b * size + unit, n)
-                           : load_state(grad + row * size + unit, n) + load_some(state, n);
+    const vec<T> d = dfull ? load_upto(dfull + b * size + unit, n)
+                           : load_state(grad + row * size + unit, n) + load_upto(state, n);
     if constexpr (is_plain(kMode)) {
       const vec<T> y = load_state(h + row * size + unit, n);
       if constexpr (kMode == kTanh)
@@ -553,27 +520,27 @@ struct Backward : Layer<T, kMode, E> {
       else
         store_state(to, select(y > vec<T>{}, d, vec<T>{}), n);
     } else if constexpr (kMode == kLstm) {
-      const vec<T> i = load_some(g, n), f = load_some(g + size, n);
-      const vec<T> a = load_some(g + 2 * size, n), o = load_some(g + 3 * size, n);
-      const vec<T> y = gate_tanh(load_some(c + row * size + unit, n));
+      const vec<T> i = load_upto(g, n), f = load_upto(g + size, n);
+      const vec<T> a = load_upto(g + 2 * size, n), o = load_upto(g + 3 * size, n);
+      const vec<T> y = gate_tanh(load_upto(c + row * size + unit, n));
       T* cell = dc + b * size + unit;
-      const vec<T> e = fma(d * o, fnma(y, y, one), load_some(cell, n));
-      const vec<T> before = load_some(Base::at(c, c0, size, t, b) + unit, n);
+      const vec<T> e = fma(d * o, fnma(y, y, one), load_upto(cell, n));
+      const vec<T> before = load_upto(Base::at(c, c0, size, t, b) + unit, n);
       store_state(to, e * a * (i * (one - i)), n);
       store_state(to + size, e * before * (f * (one - f)), n);
       store_state(to + 2 * size, e * i * fnma(a, a, one), n);
       store_state(to + 3 * size, d * y * (o * (one - o)), n);
-      store_some(cell, e * f, n);
+      store_upto(cell, e * f, n);
     } else {
-      const vec<T> r = load_some(g, n), z = load_some(g + size, n);
-      const vec<T> a = load_some(g + 2 * size, n), inner = load_some(g + 3 * size, n);
+      const vec<T> r = load_upto(g, n), z = load_upto(g + size, n);
+      const vec<T> a = load_upto(g + 2 * size, n), inner = load_upto(g + 3 * size, n);
       const vec<T> before = load_state(Base::at(h, h0, size, t, b) + unit, n);
       const vec<T> da = d * (one - z) * fnma(a, a, one);
       store_state(to, da * inner * (r * (one - r)), n);
       store_state(to + size, d * (before - a) * (z * (one - z)), n);
       store_state(to + 2 * size, da, n);
       store_state(to + 3 * size, da * r, n);
-      store_some(state, d * z, n);
+      store_upto(state, d * z, n);
     }
   }
 
@@ -612,7 +579,7 @@ struct Backward : Layer<T, kMode, E> {
     for (int64_t b = mine.row; b < end; ++b)
       for (int64_t col = mine.column * C; col < last; col += L) {
         const int64_t at = (steps.offsets[t] + b) * width + col, n = smaller(L, last - col);
-        store_state(dprojected + at, load_state(grad + at, n) + load_some(dh + b * width + col, n),
+        store_state(dprojected + at, load_state(grad + at, n) + load_upto(dh + b * width + col, n),
                     n);
       }
     wait();

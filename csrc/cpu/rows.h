@@ -8,13 +8,10 @@ namespace {
 constexpr int64_t kBlock = 512;   // elements of a row that are summed in T; blocks add in double
 constexpr int64_t kWork = 16384;  // elements that make a chunk for a thread
 
-inline int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
-inline int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
-
 // f(row) for all rows of a [rows, n] array.
 template <class F>
 void for_each_row(int64_t rows, int64_t n, const F& f) {
-  parallel_for(rows, at_least_one(kWork / at_least_one(n)), [&](int64_t begin, int64_t end) {
+  parallel_for(rows, larger(1, kWork / larger(1, n)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }
@@ -31,12 +28,21 @@ T block_sum(const T* x, int64_t begin, int64_t end, const F& f) {
   return hsum(sum);
 }
 
-// The same over any length, by blocks.
+// Lanes of the sum of x[i] y[i].
+template <class T>
+inline vec<T> row_dot(const T* x, const T* y, int64_t n) {
+  vec<T> sum{};
+  for (; n >= lanes<T>; x += lanes<T>, y += lanes<T>, n -= lanes<T>)
+    sum = fma(load(x), load(y), sum);
+  return n > 0 ? fma(load_n(x, n), load_n(y, n), sum) : sum;
+}
+
+// block_sum over any length, by blocks.
 template <class T, class F>
 double range_sum(const T* x, int64_t begin, int64_t end, const F& f) {
   double sum = 0;
   for (int64_t i = begin; i < end; i += kBlock)
-    sum += static_cast<double>(block_sum(x, i, at_most(i + kBlock, end), f));
+    sum += static_cast<double>(block_sum(x, i, smaller(i + kBlock, end), f));
   return sum;
 }
 
@@ -53,7 +59,7 @@ template <class F>
 void for_each_piece(int64_t n, const F& f) {
   const int64_t size = piece(n);
   parallel_for(n, size, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += size) f(i / size, i, at_most(i + size, end));
+    for (int64_t i = begin; i < end; i += size) f(i / size, i, smaller(i + size, end));
   });
 }
 
@@ -82,16 +88,6 @@ void row_map(const T* x, T* y, int64_t n, const F& f) {
   for_each_piece(n, [&](int64_t, int64_t begin, int64_t end) { range_map(x, y, begin, end, f); });
 }
 
-// The next n elements, at most a vector of them.
-template <class T>
-inline vec<T> load_upto(const T* p, int64_t n) {
-  return n >= lanes<T> ? load(p) : load_n(p, n);
-}
-template <class T>
-inline void store_upto(T* p, vec<T> v, int64_t n) {
-  n >= lanes<T> ? store(p, v) : store_n(p, v, n);
-}
-
 // ---- groups of short rows ----
 
 // Up to here the lanes of a row's sum cost as much to combine as the elements to add up, and the
@@ -103,9 +99,9 @@ constexpr int64_t kGroupUpTo = 256;
 template <class T, class F>
 void for_each_group(int64_t rows, int64_t n, const F& f) {
   constexpr int64_t L = lanes<T>;
-  const int64_t grain = (at_least_one(kWork / at_least_one(n)) + L - 1) / L * L;
+  const int64_t grain = (larger(1, kWork / larger(1, n)) + L - 1) / L * L;
   parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += L) f(i, at_most(end - i, L));
+    for (int64_t i = begin; i < end; i += L) f(i, smaller(end - i, L));
   });
 }
 

@@ -191,6 +191,16 @@ inline void store_n(T* p, vec<T> v, int64_t n) {
 #endif
 }
 
+// The next n elements, at most a vector of them.
+template <class T>
+inline vec<T> load_upto(const T* p, int64_t n) {
+  return n >= lanes<T> ? load(p) : load_n(p, n);
+}
+template <class T>
+inline void store_upto(T* p, vec<T> v, int64_t n) {
+  n >= lanes<T> ? store(p, v) : store_n(p, v, n);
+}
+
 // Past the caches: for outputs too large to be read again soon. p must be aligned to kVectorBytes.
 template <class T>
 inline void store_streaming(T* p, vec<T> v) {

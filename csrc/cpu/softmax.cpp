@@ -49,11 +49,11 @@ template <class T, class F>
 void for_each_tile(const Layout& a, const F& f) {
   constexpr int64_t width = kTile * lanes<T>;
   const int64_t tiles = (a.inner + width - 1) / width;
-  const int64_t grain = at_least_one(kWork / (at_least_one(a.n) * width));
+  const int64_t grain = larger(1, kWork / (larger(1, a.n) * width));
   parallel_for(a.outer * tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t j = t % tiles * width;
-      f(t / tiles, j, at_most(a.inner - j, width));
+      f(t / tiles, j, smaller(a.inner - j, width));
     }
   });
 }
@@ -85,7 +85,7 @@ Exponentials<T> row_exponentials_online(const T* x, int64_t n) {
   T top = -kInfinity<T>, reference = 0;
   double sum = 0;
   for (int64_t i = 0; i < n; i += kBlock) {
-    const int64_t end = at_most(i + kBlock, n);
+    const int64_t end = smaller(i + kBlock, n);
     const T block_top = row_max(x + i, end - i);
     if (block_top > top) {
       sum *= static_cast<double>(exp_of(top - block_top));
@@ -282,7 +282,7 @@ Tile<T> column_sum(int64_t n, const F& f) {
   Tile<T> total = splat_tile(T{0});
   for (int64_t c = 0; c < n; c += block) {
     Tile<T> sum = splat_tile(T{0});
-    for (int64_t i = c; i < at_most(c + block, n); ++i) {
+    for (int64_t i = c; i < smaller(c + block, n); ++i) {
       const Tile<T> add = f(i);
       for (int k = 0; k < kTile; ++k) sum.v[k] = sum.v[k] + add.v[k];
     }
@@ -750,7 +750,7 @@ void nll_loss_backward_any(In labels, OptIn weight, In grad, Out gx, const Layou
   const LossGrad<T> scale(grad, factor);
   T* out = data<T>(gx);
   const int64_t block = a.n * a.inner;
-  parallel_for(a.outer, at_least_one(kWork / at_least_one(block)), [&](int64_t begin, int64_t end) {
+  parallel_for(a.outer, larger(1, kWork / larger(1, block)), [&](int64_t begin, int64_t end) {
     __builtin_memset(out + begin * block, 0,
                      sizeof(T) * static_cast<size_t>((end - begin) * block));
     for (int64_t i = begin * a.inner; i < end * a.inner; ++i)

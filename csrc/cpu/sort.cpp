@@ -33,7 +33,7 @@ template <bool kLargest, class T>
 void topk_row(const T* x, int64_t n, int64_t k, T* values, int64_t* index) {
   for (int64_t i = 0; i < k; ++i) insert<kLargest>(x[i], i, i, values, index);
   for (int64_t i = k; i < n;) {
-    const int64_t end = at_most(i + lanes<T>, n);
+    const int64_t end = smaller(i + lanes<T>, n);
     if (end - i < lanes<T> || any_beats<kLargest>(load(x + i), values[k - 1]))
       for (int64_t j = i; j < end; ++j)
         if (beats<kLargest>(x[j], values[k - 1])) insert<kLargest>(x[j], j, k - 1, values, index);

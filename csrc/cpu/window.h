@@ -64,7 +64,7 @@ inline void transpose_block(T* dst, int64_t dst_i, const T* src, int64_t src_j, 
     if (j >= columns)
       r[j] = vec<T>{};
     else
-      r[j] = rows == lanes<T> ? load(src + j * src_j) : load_n(src + j * src_j, rows);
+      r[j] = load_upto(src + j * src_j, rows);
   }
   transpose_square<T>(r);
   for (int64_t i = 0; i < rows; ++i) {
@@ -98,7 +98,7 @@ inline void copy_every_second(T* dst, const T* src, int64_t n) {
   int64_t i = 0;
   for (; i < n; i += lanes<T>, src += 2 * lanes<T>) {
     const int64_t left = 2 * (n - i) - 1;  // of src; the element after the last need not exist
-    const vec<T> a = left >= lanes<T> ? load(src) : load_n(src, left);
+    const vec<T> a = load_upto(src, left);
     vec<T> b{};
     if (left >= 2 * lanes<T>)
       b = load(src + lanes<T>);
@@ -209,26 +209,9 @@ inline void split_planes(T* dst, const T* src, const Strides& s, int64_t channel
   });
 }
 
-inline int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
 // ---- tiles and scratch memory ----
 
 #define GREBE_INLINE inline __attribute__((always_inline))
-
-// Calls f with a compile-time count equal to n, 1 <= n <= kMax.
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-template <int kMax, class F>
-inline void with_count(int64_t n, const F& f) {
-  if constexpr (kMax > 1) {
-    if (n < kMax) return with_count<kMax - 1>(n, f);
-  }
-  f(Count<kMax>{});
-}
 
 // n items in the fewest tiles of at most `most`, as even as can be: where tile t begins.
 struct Tiling {

@@ -103,6 +103,15 @@ def wide(array: Array) -> Array:
     return wrap(array).to(np.float32).array if is_half(array.dtype) else array
 
 
+def gradient_of_mask(mask: Tensor | None, like: Array) -> Array | None:
+    """Zeros to which the kernel adds; None without an additive mask."""
+    if mask is None or mask.array.dtype == bool:
+        return None
+    zeros = empty(mask.array.shape, like.dtype, like)
+    zeros.fill(0)
+    return zeros
+
+
 class Attention(Node):
     """dS = P (dP - sum(P dP)) with dP = dY V^T; dQ = scale dS K, dK = scale dS^T Q, dV = P^T dY."""
 
@@ -118,11 +127,8 @@ class Attention(Node):
             return gradients_of(output, (query, key, value, mask), self.edges, grad)
         q, k, v, g, out = (dense_rows(wide(t.array)) for t in (query, key, value, grad, y))
         dq, dk, dv = (empty_rows(x, x.shape[-1]) for x in (q, k, v))
-        additive = mask is not None and mask.array.dtype != bool and self.edges[3] is not None
-        dmask = None
-        if additive:
-            dmask = empty(mask.array.shape, q.dtype, q)
-            dmask.fill(0)
+        wanted = mask if self.edges[3] is not None else None
+        dmask = gradient_of_mask(wanted, q)
         kernels(q).attention_backward(
             g, q, k, v, mask_array(mask), options.lengths, options.slopes, out, lse, dq, dk, dv,
             dmask, *options.arguments(),

@@ -17,7 +17,15 @@ from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import low_precision
 from ..backend import Array, contiguous, empty, kernels
 from ..tensor import Tensor
-from .attention import Options, composite, gradients_of, mask_array, score_dtype, wide
+from .attention import (
+    Options,
+    composite,
+    gradient_of_mask,
+    gradients_of,
+    mask_array,
+    score_dtype,
+    wide,
+)  # fmt: skip
 from .random import default_generator
 from .softmax import is_half
 
@@ -79,10 +87,7 @@ class MultiheadAttention(Node):
         gradients = [empty(a.shape, a.dtype, a) for a in arrays]
         heads = Layout((1,), layout.heads, layout.batch_first)
         (dy,), (out,) = heads.arrays([contiguous(wide(grad.array))]), heads.arrays([wide(y.array)])
-        dmask = None
-        if mask is not None and mask.array.dtype != bool and self.edges[-1] is not None:
-            dmask = empty(mask.array.shape, dy.dtype, dy)
-            dmask.fill(0)
+        dmask = gradient_of_mask(mask if self.edges[-1] is not None else None, dy)
         kernels(dy).attention_backward(
             dy, *layout.arrays(arrays), mask_array(mask), options.lengths, options.slopes, out, lse,
             *layout.arrays(gradients), dmask, *options.arguments(),

@@ -24,7 +24,20 @@ def _sizes(layer: str, shape: Any) -> tuple[int, ...]:
     return tuple(whole(layer, "normalized_shape", s, 0) for s in shape)
 
 
-class LayerNorm(Module):
+class _Affine(Module):
+    """A layer with a weight and perhaps a bias, each a parameter or None."""
+
+    def _add(self, name: str, shape: tuple[int, ...], dtype: Any, wanted: bool) -> None:
+        value = Parameter(empty(shape, dtype=dtype)) if wanted else None
+        self.register_parameter(name, value)
+
+    def reset_parameters(self) -> None:
+        """Weight 1 and bias 0."""
+        for name, parameter in self.named_parameters(recurse=False):
+            init.constant_(parameter, 1.0 if name == "weight" else 0.0)
+
+
+class LayerNorm(_Affine):
     """y = (x - mean) / sqrt(var + eps) * weight + bias over the last dims, of normalized_shape.
 
     weight and bias have shape normalized_shape and start at 1 and 0. Ba et al. 2016.
@@ -47,20 +60,9 @@ class LayerNorm(Module):
         real("LayerNorm", "eps", eps)
         self.eps, self.elementwise_affine = eps, bool(elementwise_affine)
         wanted = factory("LayerNorm", device, dtype)
-        for name, present in (
-            ("weight", elementwise_affine),
-            ("bias", elementwise_affine and bias),
-        ):
-            value = Parameter(empty(self.normalized_shape, dtype=wanted)) if present else None
-            self.register_parameter(name, value)
+        self._add("weight", self.normalized_shape, wanted, elementwise_affine)
+        self._add("bias", self.normalized_shape, wanted, elementwise_affine and bias)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weight 1 and bias 0."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -72,7 +74,7 @@ class LayerNorm(Module):
         )
 
 
-class RMSNorm(Module):
+class RMSNorm(_Affine):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last dims, of normalized_shape.
 
     eps None: the dtype's machine epsilon. weight has shape normalized_shape and starts at 1. Zhang
@@ -95,16 +97,8 @@ class RMSNorm(Module):
             real("RMSNorm", "eps", eps)
         self.eps, self.elementwise_affine = eps, bool(elementwise_affine)
         wanted = factory("RMSNorm", device, dtype)
-        value = (
-            Parameter(empty(self.normalized_shape, dtype=wanted)) if elementwise_affine else None
-        )
-        self.register_parameter("weight", value)
+        self._add("weight", self.normalized_shape, wanted, elementwise_affine)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weight 1."""
-        if self.weight is not None:
-            init.ones_(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)
@@ -115,7 +109,7 @@ class RMSNorm(Module):
         )
 
 
-class GroupNorm(Module):
+class GroupNorm(_Affine):
     """y = (x - mean) / sqrt(var + eps) * weight + bias per group of channels of each example.
 
     weight and bias have shape [num_channels] and start at 1 and 0. Wu and He, 2018.
@@ -146,17 +140,9 @@ class GroupNorm(Module):
         real("GroupNorm", "eps", eps)
         self.eps, self.affine = eps, bool(affine)
         wanted = factory("GroupNorm", device, dtype)
-        for name, present in (("weight", affine), ("bias", affine and bias)):
-            value = Parameter(empty((self.num_channels,), dtype=wanted)) if present else None
-            self.register_parameter(name, value)
+        self._add("weight", (self.num_channels,), wanted, affine)
+        self._add("bias", (self.num_channels,), wanted, affine and bias)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weight 1 and bias 0."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -65,23 +65,26 @@ def _function(layer: str, activation: Any) -> Any:
 class _Layer(Module):
     """Attention, then a network of two linear layers, each with dropout, residual and LayerNorm."""
 
+    attentions: ClassVar[tuple[str, ...]]  # names of the layers of attention, in order
     activation: Any
 
-    def _build(
+    def __init__(
         self,
-        attentions: list[str],
         d_model: int,
         nhead: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: Activation,
-        layer_norm_eps: float,
-        batch_first: bool,
-        norm_first: bool,
-        bias: bool,
-        factory: dict[str, Any],
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Activation = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
-        for attention in attentions:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        for attention in self.attentions:
             layer = MultiheadAttention(
                 d_model, nhead, dropout, bias, batch_first=batch_first, **factory
             )
@@ -90,7 +93,7 @@ class _Layer(Module):
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias, **factory)
         self.norm_first = bool(norm_first)
-        count = len(attentions) + 1
+        count = len(self.attentions) + 1
         for i in range(1, count + 1):
             norm = LayerNorm(d_model, layer_norm_eps, bias=bias, **factory)
             self.add_module(f"norm{i}", norm)
@@ -127,31 +130,12 @@ class TransformerEncoderLayer(_Layer):
         dtype: of the parameters.
     """
 
+    attentions = ("self_attn",)
     self_attn: MultiheadAttention
     norm1: LayerNorm
     norm2: LayerNorm
     dropout1: Dropout
     dropout2: Dropout
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self._build(
-            ["self_attn"], d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps,
-            batch_first, norm_first, bias, {"device": device, "dtype": dtype},
-        )  # fmt: skip
 
     def forward(
         self,
@@ -187,6 +171,7 @@ class TransformerDecoderLayer(_Layer):
     Arguments as for `TransformerEncoderLayer`.
     """
 
+    attentions = ("self_attn", "multihead_attn")
     self_attn: MultiheadAttention
     multihead_attn: MultiheadAttention
     norm1: LayerNorm
@@ -195,26 +180,6 @@ class TransformerDecoderLayer(_Layer):
     dropout1: Dropout
     dropout2: Dropout
     dropout3: Dropout
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self._build(
-            ["self_attn", "multihead_attn"], d_model, nhead, dim_feedforward, dropout, activation,
-            layer_norm_eps, batch_first, norm_first, bias, {"device": device, "dtype": dtype},
-        )  # fmt: skip
 
     def forward(
         self,
