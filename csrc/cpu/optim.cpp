@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kPad = 64;       // elements: keeps chunk boundaries on whole vectors
 constexpr int64_t kChunk = 16384;  // elements
 
-inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+inline int64_t padded(int64_t n) { return round_up(n, kPad); }
 
 int64_t flat_size(Views list) {
   int64_t total = 0;

@@ -7,8 +7,9 @@
 // Everything starts from (reference, sum): the largest element and the sum of exp(x - reference).
 // Rows up to kGroupUpTo go in groups of as many as a vector has lanes, which hides the latency of
 // the maximum and the sum and takes one logarithm or division for all; rows from kSplitFrom on are
-// cut into pieces that threads share. Rows up to kOnlineFrom are read twice (from cache), longer ones once, block by block: the sum is
-// rescaled when a block raises the reference. Blocks are summed in T, their sums in double.
+// cut into pieces that threads share. Rows up to kOnlineFrom are read twice (from cache), longer
+// ones once, block by block: the sum is rescaled when a block raises the reference. Blocks are
+// summed in T, their sums in double.
 // Cross entropy keeps only these two numbers per row; backward makes exp(x - reference) again,
 // subtracts the target and scales, in one pass. They are kept apart, not as their log-sum-exp,
 // because at large logits that sum has lost the digits the loss is made of.
