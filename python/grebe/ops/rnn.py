@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,12 @@ class Steps:
     def of_sizes(cls, sizes: Any, mode: str, reverse: bool = False) -> Steps:
         """From the number of sequences at each step."""
         return cls(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), mode, reverse)
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def equal(cls, count: int, sequences: int, mode: str, reverse: bool = False) -> Steps:
+        """`count` steps of all sequences."""
+        return cls(np.arange(count + 1, dtype=np.int64) * sequences, mode, reverse)
 
     @property
     def count(self) -> int:
@@ -236,12 +243,13 @@ def _bias(weights: Weights, mode: str) -> tuple[Array | None, Array | None]:
     """What is added to the product with the input, and what GRU's reset gate multiplies."""
     if weights[2] is None or weights[3] is None:
         return None, None
-    b_ih, b_hh = (t.array.astype(_sum_dtype(t.array.dtype)) for t in (weights[2], weights[3]))
+    b_ih, b_hh = weights[2].array, weights[3].array
+    sums = _sum_dtype(b_ih.dtype)
     if mode != "GRU":
-        return b_ih + b_hh, None
-    n = b_ih.size // 3
-    b_ih[: 2 * n] += b_hh[: 2 * n]
-    return b_ih, b_hh[2 * n :]
+        return np.add(b_ih, b_hh, dtype=sums), None
+    n, both = b_ih.size // 3, b_ih.astype(sums)
+    both[: 2 * n] += b_hh[: 2 * n]
+    return both, b_hh[2 * n :].astype(sums)
 
 
 def recurrent(
@@ -385,12 +393,12 @@ def check_cell(
     biases: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
     """Raises unless input [B, I], state [B, H] and the weights fit together."""
-    arrays = {"input": input, "hx": state, "w_ih": w_ih, "w_hh": w_hh}
-    x, h, ih, hh = (expect_tensor(name, key, value) for key, value in arrays.items())
-    if any(a.ndim != 2 for a in (x, h, ih, hh)):
+    x, h = expect_tensor(name, "input", input), expect_tensor(name, "hx", state)
+    ih, hh = expect_tensor(name, "w_ih", w_ih), expect_tensor(name, "w_hh", w_hh)
+    if not x.ndim == h.ndim == ih.ndim == hh.ndim == 2:
         raise RuntimeError(
-            f"{name}: expected input, hx and weights of 2 dimensions, got "
-            f"{', '.join(f'{key} {list(value.shape)}' for key, value in arrays.items())}"
+            f"{name}: expected input, hx and weights of 2 dimensions, got input {list(x.shape)}, "
+            f"hx {list(h.shape)}, w_ih {list(ih.shape)}, w_hh {list(hh.shape)}"
         )
     rows = GATES[mode] * h.shape[1]
     if len(x) != len(h) or ih.shape != (rows, x.shape[1]) or hh.shape != (rows, h.shape[1]):
@@ -405,10 +413,10 @@ def check_cell(
             f"{name}: expected two biases of shape [{rows}] or none, got "
             f"{[list(b.shape) for b in given]}"
         )
-    kinds = {a.dtype for a in (x, h, ih, hh, *given)}
-    if len(kinds) > 1 or x.dtype.kind not in "fV":
+    kinds = [a.dtype for a in (x, h, ih, hh, *given)]
+    if kinds.count(kinds[0]) < len(kinds) or kinds[0].kind not in "fV":
         raise TypeError(
-            f"{name}: expected one floating point dtype, got {', '.join(map(str, kinds))}"
+            f"{name}: expected one floating point dtype, got {', '.join(sorted(map(str, kinds)))}"
         )
 
 
@@ -422,7 +430,7 @@ def _one_step(
         )
     if len(input.array) == 0:
         return (zeros(hx.shape, dtype=hx.dtype),) * 3
-    steps = Steps(np.array([0, len(input.array)]), mode)
+    steps = Steps.equal(1, len(input.array), mode)
     return recurrent(input, hx, cx, weights, steps)
 
 

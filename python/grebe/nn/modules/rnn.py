@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ...amp import full_precision
@@ -159,7 +161,7 @@ class RNNBase(_Recurrent):
         return ops.recurrent(x, *state, weights, steps, rest[-1] if self.proj_size else None)
 
     def _layers(
-        self, x: Tensor, h0: Tensor, c0: Tensor | None, sizes: Any
+        self, x: Tensor, h0: Tensor, c0: Tensor | None, steps_of: Callable[..., ops.Steps]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All layers over tokens [tokens, input_size]; states [layers * directions, B, *]."""
         last: list[Tensor] = []
@@ -168,7 +170,7 @@ class RNNBase(_Recurrent):
             outputs = []
             for direction, suffix in enumerate(self._suffixes(layer)):
                 index = layer * self._directions + direction
-                steps = ops.Steps.of_sizes(sizes, self.mode, direction == 1)
+                steps = steps_of(self.mode, direction == 1)
                 state = (h0[index], None if c0 is None else c0[index])
                 output, h, *c = self._direction(x, state, suffix, steps)
                 outputs.append(output)
@@ -221,7 +223,7 @@ class RNNBase(_Recurrent):
         if order is not None and hx is not None:
             h0 = h0.index_select(1, order)
             c0 = None if c0 is None else c0.index_select(1, order)
-        output, h, c = self._layers(input.data, h0, c0, sizes)
+        output, h, c = self._layers(input.data, h0, c0, partial(ops.Steps.of_sizes, sizes))
         if back is not None:
             h = h.index_select(1, back)
             c = None if c is None else c.index_select(1, back)
@@ -263,7 +265,7 @@ class RNNBase(_Recurrent):
             raise RuntimeError(f"{name}: expected at least one step, got {list(input.shape)}")
         h0, c0 = self._states(input, hx, b, batched)
         tokens = x.reshape(t * b, self.input_size)
-        output, h, c = self._layers(tokens, h0, c0, [b] * t)
+        output, h, c = self._layers(tokens, h0, c0, partial(ops.Steps.equal, t, b))
         output = output.unflatten(0, (t, b))
         if not batched:
             output, h, c = output.squeeze(1), h.squeeze(1), None if c is None else c.squeeze(1)
