@@ -260,24 +260,31 @@ def test_large_weight_gradient_is_the_same_for_any_threads() -> None:
 
 
 def test_winograd_errs_at_most_twice_as_much_as_direct_sums() -> None:
-    # A column of zeros makes the kernel 3x4, which takes the direct way to the same values.
+    # A column of zeros makes the kernel 3x4 or 5x6, which takes the direct way to the same values.
     generator = np.random.default_rng(0)
     errors = []
-    for channels, size, stride in (
-        (64, 16, 1),
-        (256, 8, 1),
-        (512, 4, 1),
-        (64, 32, 2),
-        (256, 10, 2),
+    for channels, size, stride, kernel in (
+        (64, 16, 1, 3),
+        (256, 8, 1, 3),
+        (512, 4, 1, 3),
+        (64, 32, 2, 3),
+        (256, 10, 2, 3),
+        (32, 32, 1, 3),
+        (128, 24, 1, 3),
+        (32, 20, 1, 5),
+        (192, 12, 1, 5),
     ):
         x = np.maximum(generator.standard_normal((4, channels, size, size)), 0)
-        w = generator.standard_normal((channels, channels, 3, 3)) * (2 / 9 / channels) ** 0.5
+        w = generator.standard_normal((channels, channels, kernel, kernel))
+        w *= (2 / channels) ** 0.5 / kernel
         dy = generator.standard_normal((4, channels, size // stride, size // stride))
         wide_x, wide_w = np.pad(x, 3 * [(0, 0)] + [(0, 1)]), np.pad(w, 3 * [(0, 0)] + [(0, 1)])
 
-        def passes(x: Any, w: Any, dtype: Any, dy: Any = dy, stride: Any = stride) -> list[Any]:
+        steps = {"padding": kernel // 2, "stride": stride}
+
+        def passes(x: Any, w: Any, dtype: Any, dy: Any = dy, steps: Any = steps) -> list[Any]:
             a, b = (grebe.from_numpy(v.astype(dtype)).requires_grad_() for v in (x, w))
-            y = conv2d(a, b, padding=1, stride=stride)
+            y = conv2d(a, b, **steps)
             y.backward(grebe.from_numpy(dy.astype(dtype)))
             return [y.detach().numpy(), a.grad.numpy(), b.grad.numpy()]
 
@@ -289,6 +296,17 @@ def test_winograd_errs_at_most_twice_as_much_as_direct_sums() -> None:
             errors.append((np.abs(n - e).max(), np.abs(d - e).max()))
     ratios = [round(float(winograd / direct), 2) for winograd, direct in errors]
     assert max(ratios) <= 2, str(ratios)
+
+
+@pytest.mark.parametrize(("kernel", "reach"), [(3, 4), (5, 3)])
+def test_nan_spreads_over_a_tile_of_six_at_most(kernel: int, reach: int) -> None:
+    x = np.ones((4, 32, 28, 28), np.float32)
+    x[:, 5, 13, 15] = np.nan
+    y = conv2d(grebe.from_numpy(x), grebe.ones(32, 32, kernel, kernel), padding=kernel // 2).numpy()
+    inside, around = kernel // 2, np.zeros((28, 28), bool)
+    assert np.isnan(y[..., 13 - inside : 14 + inside, 15 - inside : 16 + inside]).all()
+    around[13 - reach : 14 + reach, 15 - reach : 16 + reach] = True
+    assert not np.isnan(y[..., ~around]).any()
 
 
 def test_nan_spreads_over_one_tile_at_most() -> None:

@@ -1,5 +1,5 @@
-// Convolution of many channels (conv_deep.h says when): 3x3 kernels with stride 1 or 2 by Winograd's
-// algorithm (winograd.h), everything else and float64 directly, as a matrix product
+// Convolution of many channels (conv_deep.h says when): 3x3 kernels with stride 1 or 2 and 5x5 kernels
+// by Winograd's algorithm (winograd.h), everything else and float64 directly, as a matrix product
 //   [pixels x (tap, in)] [(tap, in) x out]
 // whose left matrix is never made: a register tile is some pixels x some output channels, and its
 // pixels are read where they lie.
@@ -602,12 +602,31 @@ struct WeightSums {
 constexpr int64_t kWinogradMap = 10;
 constexpr int64_t kStridedWinogradMap = 17;  // of the output
 
-bool by_winograd(const View& w, const Steps& s, int64_t stride) {
-  return w.dtype == DType::kFloat32 && w.shape[2] == 3 && w.shape[3] == 3 && s.stride_h == stride &&
-         s.stride_w == stride && s.dilation_h == 1 && s.dilation_w == 1;
+bool by_winograd(const View& w, const Steps& s, int64_t stride, int64_t taps = 3) {
+  return w.dtype == DType::kFloat32 && w.shape[2] == taps && w.shape[3] == taps &&
+         s.stride_h == stride && s.stride_w == stride && s.dilation_h == 1 && s.dilation_w == 1;
 }
 bool by_plain_winograd(const View& w, const View& to, const Steps& s) {
   return by_winograd(w, s, 1) && to.shape[2] * to.shape[3] >= kWinogradMap;
+}
+
+int64_t tiles_of(const View& images, int64_t side) {
+  return images.shape[0] * divide_up(images.shape[2], side) * divide_up(images.shape[3], side);
+}
+
+// Tiles of six inputs, to results `to`. Their 49 kernels per pair of channels cost about as much as
+// that many tiles.
+constexpr int64_t kKernelTiles = 32;
+int64_t cost_of_six(const View& to, int64_t side) {
+  return 49 * (tiles_of(to, side) + kKernelTiles);
+}
+
+bool by_six_for_3x3(const View& w, const View& to, const Steps& s) {
+  return by_plain_winograd(w, to, s) && cost_of_six(to, 4) < 16 * tiles_of(to, 2);
+}
+bool by_six_for_5x5(const View& w, const View& to, const Steps& s) {
+  constexpr int64_t kProducts = 20;  // of 25 per pixel: transforms are not free either
+  return by_winograd(w, s, 1, 5) && cost_of_six(to, 2) < kProducts * tiles_of(to, 1);
 }
 bool by_strided_winograd(const View& w, const View& y, const Steps& s) {
   return by_winograd(w, s, 2) && y.shape[2] * y.shape[3] >= kStridedWinogradMap;
@@ -681,7 +700,8 @@ bool winograd_forward(const View& x, const View& w, const View& bias, const View
   f.y = image_of<float>(y);
   f.pad_h = s.pad_h;
   f.pad_w = s.pad_w;
-  f.kernels = {data<float>(w), f.y.channels, f.x.channels, 9 * f.x.channels, 9, false};
+  f.kernels = {data<float>(w),      f.y.channels, f.x.channels, S::kTaps * S::kTaps * f.x.channels,
+               S::kTaps * S::kTaps, false};
   f.bias = data<float>(bias);
   return f.run();
 }
@@ -695,7 +715,12 @@ bool winograd_grad_input(const View& grad, const View& w, const View& gx, int64_
   f.y = image_of<float>(gx);
   f.pad_h = pad_h;
   f.pad_w = pad_w;
-  f.kernels = {data<float>(w), f.y.channels, f.x.channels, 9, 9 * f.y.channels, true};
+  f.kernels = {data<float>(w),
+               f.y.channels,
+               f.x.channels,
+               S::kTaps * S::kTaps,
+               S::kTaps * S::kTaps * f.y.channels,
+               true};
   return f.run();
 }
 
@@ -725,6 +750,8 @@ bool is_deep(const View& x, const View& w, int64_t groups) {
 }
 
 bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& s) {
+  if (by_six_for_5x5(w, y, s)) return winograd_forward<Six<5>>(x, w, bias, y, s);
+  if (by_six_for_3x3(w, y, s)) return winograd_forward<Six<3>>(x, w, bias, y, s);
   if (by_plain_winograd(w, y, s)) return winograd_forward<Plain>(x, w, bias, y, s);
   if (by_strided_winograd(w, y, s)) return winograd_forward<Strided>(x, w, bias, y, s);
   return x.dtype == DType::kFloat32 ? direct_forward<float>(x, w, bias, y, s)
@@ -732,6 +759,10 @@ bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, 
 }
 
 bool deep_grad_input(const View& grad, const View& w, const View& gx, const Steps& s) {
+  if (by_six_for_5x5(w, gx, s))
+    return winograd_grad_input<Six<5>>(grad, w, gx, 4 - s.pad_h, 4 - s.pad_w);
+  if (by_six_for_3x3(w, gx, s))
+    return winograd_grad_input<Six<3>>(grad, w, gx, 2 - s.pad_h, 2 - s.pad_w);
   if (by_plain_winograd(w, gx, s))
     return winograd_grad_input<Plain>(grad, w, gx, 2 - s.pad_h, 2 - s.pad_w);
   if (by_strided_winograd(w, grad, s) && s.pad_h % 2 == s.pad_w % 2)
@@ -742,6 +773,7 @@ bool deep_grad_input(const View& grad, const View& w, const View& gx, const Step
 
 bool deep_grad_weight(const View& grad, const View& x, const View& gw, const View& gb,
                       const Steps& s) {
+  if (by_six_for_5x5(gw, grad, s)) return winograd_grad_weight<Six<5>>(grad, x, gw, gb, s);
   if (by_plain_winograd(gw, grad, s)) return winograd_grad_weight<Plain>(grad, x, gw, gb, s);
   if (by_strided_winograd(gw, grad, s)) return winograd_grad_weight<Strided>(grad, x, gw, gb, s);
   return grad.dtype == DType::kFloat32 ? direct_grad_weight<float>(grad, x, gw, gb, s)

@@ -1,5 +1,5 @@
-// Convolution of 3x3 kernels, stride 1 or 2, by Winograd's minimal filtering F(2x2, 3x3) (Lavin and
-// Gray, "Fast Algorithms for Convolutional Neural Networks", 2016), float32.
+// Convolution of 3x3 kernels, stride 1 or 2, and of 5x5 kernels, stride 1, by Winograd's minimal
+// filtering (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016), float32.
 //
 // 2x2 outputs of a channel come from 4x4 inputs d and the kernel g as A^T [(G g G^T) . (B^T d B)] A:
 // 16 products instead of 36. Summed over the input channels, each of the 16 points is a matrix
@@ -11,8 +11,13 @@
 // even inputs, three products, and two products of odd inputs. So 5x5 inputs give 2x2 outputs with 25
 // products instead of 36; the same the other way for the input gradient, 3x3 gradients to 4x4 inputs.
 //
-// Only halves and sums enter the transforms: errors stay below twice those of direct summation.
-// Infinities and NaN spread over the 4x4 inputs of a tile.
+// Larger tiles have 6x6 inputs and 4x4 outputs of 3x3 kernels or 2x2 of 5x5, with 49 products in place
+// of 144 or 100. The usual points 2 and -2 would cost an order of magnitude in accuracy; these take
+// 0, 1, -1, infinity and i, -i, as in S. Winograd's polynomials modulo x^2 + 1, whose complex products
+// are three real ones. Their kernels are 49 numbers: few tiles do not pay for making them.
+//
+// Only halves, quarters and sums enter the transforms: errors stay below twice those of direct
+// summation. Infinities and NaN spread over the inputs of a tile.
 //
 // Layout. A job is a run of tile rows (of one or more images) for some output channels. Input rows
 // are copied padded with the channels in the lanes; then, per job: points V[point][tile][in], products
@@ -25,8 +30,6 @@ namespace grebe::GREBE_ISA {
 namespace {
 
 constexpr int64_t kTilePoints = 768;  // of a job, where rows are no longer than that
-
-constexpr int64_t kChain = 256;  // channels between two stores of a tile
 
 // Distance of the points of one tile: not a multiple of 4096 bytes, or all of them would fall into
 // the same set of the L1 cache.
@@ -148,14 +151,99 @@ struct UpsamplingOutputTransform {
   }
 };
 
+// Six inputs give four outputs of three taps or two of five, with seven products: polynomials of
+// kernel and gradient are multiplied at 0, 1, -1, infinity and i, where a complex product takes three
+// real ones. Points on the unit circle keep the roundings small where +-2 or +-1/2 would not.
+struct SixInputTransform {
+  static constexpr int kIn = 6, kOut = 7;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    const V32 odd = x[1] + x[3], even = x[2] + x[4], real = x[2] - x[4], imaginary = x[1] - x[3];
+    y[0] = x[0] - x[4];
+    y[1] = even + odd;
+    y[2] = even - odd;
+    y[3] = imaginary - real;
+    y[4] = real;
+    y[5] = imaginary;
+    y[6] = x[5] - x[1];
+  }
+};
+template <int kTaps>
+struct SixKernelTransform {
+  static constexpr int kIn = kTaps, kOut = 7;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    const V32 half = splat(0.5f), quarter = splat(0.25f);
+    const V32 fourth = kTaps > 3 ? x[3] : V32{}, fifth = kTaps > 4 ? x[4] : V32{};
+    const V32 even = quarter * (x[0] + x[2] + fifth), odd = quarter * (x[1] + fourth);
+    const V32 real = half * (x[0] - x[2] + fifth), imaginary = half * (x[1] - fourth);
+    y[0] = x[0];
+    y[1] = even + odd;
+    y[2] = even - odd;
+    y[3] = real + imaginary;
+    y[4] = imaginary;
+    y[5] = real;
+    y[6] = x[kTaps - 1];
+  }
+};
+template <int kTile>
+struct SixOutputTransform {
+  static constexpr int kIn = 7, kOut = kTile;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    const V32 even = x[1] + x[2], odd = x[1] - x[2];
+    const V32 real = x[3] + x[4] - x[5], imaginary = x[4] + x[5];
+    y[0] = x[0] + even + real;
+    y[1] = odd + imaginary;
+    if constexpr (kTile == 4) {
+      y[2] = even - real;
+      y[3] = odd - imaginary;
+    }
+    y[kTile - 1] += x[6];
+  }
+};
+template <int kTile>
+struct SixOutputGradTransform {
+  static constexpr int kIn = kTile, kOut = 7;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    const V32 third = kTile > 2 ? x[2] : V32{}, fourth = kTile > 3 ? x[3] : V32{};
+    const V32 even = x[0] + third, odd = x[1] + fourth;
+    const V32 real = x[0] - third, imaginary = x[1] - fourth;
+    y[0] = x[0];
+    y[1] = even + odd;
+    y[2] = even - odd;
+    y[3] = real;
+    y[4] = real + imaginary;
+    y[5] = imaginary - real;
+    y[6] = x[kTile - 1];
+  }
+};
+template <int kTaps>
+struct SixKernelGradTransform {
+  static constexpr int kIn = 7, kOut = kTaps;
+  static GREBE_INLINE void apply(const V32* x, V32* y) {
+    const V32 half = splat(0.5f), quarter = splat(0.25f);
+    const V32 even = quarter * (x[1] + x[2]), odd = quarter * (x[1] - x[2]);
+    const V32 real = half * (x[3] + x[5]), imaginary = half * (x[3] + x[4]);
+    y[0] = x[0] + even + real;
+    y[1] = odd + imaginary;
+    y[2] = even - real;
+    if constexpr (kTaps == 5) {
+      y[3] = odd - imaginary;
+      y[4] = even + real;
+    }
+    y[kTaps - 1] += x[6];
+  }
+};
+
 // The transforms that belong together; inputs from one tile to the next.
 template <class InputT, class KernelT, class OutputT, int kInputStep>
 struct Scheme {
   using Input = InputT;
   using Kernel = KernelT;
   using Output = OutputT;
+  static constexpr int kTaps = Kernel::kIn;
   static constexpr int kPoints = Input::kOut * Input::kOut, kStep = kInputStep;
   static constexpr int64_t kTiles = kTilePoints / kPoints;  // of a job
+  static constexpr int64_t kGradTiles = kTiles;  // the same for the weight gradient
+  static constexpr int64_t kChain = 256;  // channels between two stores of a tile
 
   static int64_t pixels(int64_t tiles) { return (tiles - 1) * kStep + Input::kIn; }  // of a row
 };
@@ -167,6 +255,13 @@ struct Strided : Scheme<StridedInputTransform, StridedKernelTransform, StridedOu
   using OutputGrad = StridedOutputGradTransform;
   using KernelGrad = StridedKernelGradTransform;
 };
+template <int kTaps>
+struct Six : Scheme<SixInputTransform, SixKernelTransform<kTaps>, SixOutputTransform<7 - kTaps>,
+                    7 - kTaps> {
+  using OutputGrad = SixOutputGradTransform<7 - kTaps>;
+  using KernelGrad = SixKernelGradTransform<kTaps>;
+  static constexpr int64_t kTiles = 24, kGradTiles = 64, kChain = 96;
+};
 template <bool kOdd>
 struct Upsampling : Scheme<UpsamplingInputTransform<kOdd>, StridedKernelTransform,
                            UpsamplingOutputTransform<kOdd>, 2> {};
@@ -175,20 +270,20 @@ struct Upsampling : Scheme<UpsamplingInputTransform<kOdd>, StridedKernelTransfor
 template <class F, class From, class To>
 GREBE_INLINE void transform(const From& from, const To& to) {
   V32 half[F::kOut][F::kIn];
-#pragma GCC unroll 5
+#pragma GCC unroll 7
   for (int j = 0; j < F::kIn; ++j) {
     V32 x[F::kIn], y[F::kOut];
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int i = 0; i < F::kIn; ++i) x[i] = from(i, j);
     F::apply(x, y);
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int i = 0; i < F::kOut; ++i) half[i][j] = y[i];
   }
-#pragma GCC unroll 5
+#pragma GCC unroll 7
   for (int i = 0; i < F::kOut; ++i) {
     V32 y[F::kOut];
     F::apply(half[i], y);
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int j = 0; j < F::kOut; ++j) to(i, j, y[j]);
   }
 }
@@ -219,22 +314,23 @@ struct Kernels {
 template <class F>
 void transform_kernels(const Kernels& from, const Strips<float>& strips, float* u) {
   constexpr int64_t L = lanes<float>;
+  constexpr int kTaps = F::kIn * F::kIn;
   const int64_t plane = apart(from.k_channels * strips.width());
   parallel_for(from.k_channels, int64_t{4}, [&](int64_t begin, int64_t end) {
-    float taps[9 * L];
+    float taps[kTaps * L];
     for (int64_t s = 0; s < strips.strips.count; ++s) {
       const int64_t first = strips.strips.begin(s) * L, size = strips.strips.size(s) * L;
       for (int64_t k = begin; k < end; ++k)
         for (int64_t lane = first; lane < first + size; lane += L) {
           const int64_t left = smaller(L, from.lane_channels - lane);
-          if (left < L) fill(taps, 9 * L, 0.0f);
+          if (left < L) fill(taps, kTaps * L, 0.0f);
           copy_plane(taps, L, int64_t{1}, from.w + lane * from.lane_step + k * from.k_step,
-                     int64_t{1}, from.lane_step, int64_t{9}, left);
+                     int64_t{1}, from.lane_step, int64_t{kTaps}, left);
           float* to = u + first * from.k_channels + k * size + lane - first;
           transform<F>(
               [&](int i, int j) {
-                const int tap = 3 * i + j;
-                return load(taps + (from.flip ? 8 - tap : tap) * L);
+                const int tap = F::kIn * i + j;
+                return load(taps + (from.flip ? kTaps - 1 - tap : tap) * L);
               },
               [&](int i, int j, V32 v) { store(to + (F::kOut * i + j) * plane, v); });
         }
@@ -287,7 +383,7 @@ struct Winograd {
   template <int V>
   void multiply_strip(const float* points, const float* strip, int64_t count, float* out) const {
     constexpr int64_t L = lanes<float>;
-    const Tiling rows(count, kRows), blocks(x.channels, kChain);
+    const Tiling rows(count, kRows), blocks(x.channels, S::kChain);
     for (int64_t b = 0; b < blocks.count; ++b)
       for (int64_t t = 0; t < rows.count; ++t)
         with_count<kRows>(rows.size(t), [&](auto n) {
@@ -382,9 +478,10 @@ struct WinogradWeight {
   int64_t pad_h, pad_w;
   float *gw, *gb;
 
-  static constexpr int kPoints = S::kPoints, kIn = S::Input::kIn;
-  int64_t tile_rows() const { return (grad.h + 1) / 2; }
-  int64_t tile_cols() const { return (grad.w + 1) / 2; }
+  static constexpr int kPoints = S::kPoints, kTile = S::Output::kOut, kIn = S::Input::kIn;
+  static constexpr int kTaps = S::kTaps * S::kTaps;
+  int64_t tile_rows() const { return divide_up(grad.h, kTile); }
+  int64_t tile_cols() const { return divide_up(grad.w, kTile); }
   int64_t pixels() const { return S::pixels(tile_cols()); }
   int64_t tiles() const { return rows_of_block * tile_cols(); }
   int64_t plane() const { return apart(tiles() * ld); }
@@ -410,10 +507,10 @@ struct WinogradWeight {
       copy_padded(m.rows, ld, x, n, c, channels, {row * S::kStep - pad_h, kIn, -pad_w, pixels()});
       transform_tiles<typename S::Input, S::kStep>(m.rows, pixels(), channels, ld, cols,
                                                    m.points + at * ld, plane(), ld);
-      if (valid < outputs) fill(m.rows, 4 * cols * G, 0.0f);
-      copy_padded(m.rows, G, grad, n, o, valid, {2 * row, 2, 0, 2 * cols});
-      transform_tiles<typename S::OutputGrad, 2>(m.rows, 2 * cols, outputs, G, cols,
-                                                 m.grads + at * G, grad_plane(), G);
+      if (valid < outputs) fill(m.rows, kTile * kTile * cols * G, 0.0f);
+      copy_padded(m.rows, G, grad, n, o, valid, {kTile * row, kTile, 0, kTile * cols});
+      transform_tiles<typename S::OutputGrad, kTile>(m.rows, kTile * cols, outputs, G, cols,
+                                                     m.grads + at * G, grad_plane(), G);
     }
   }
 
@@ -434,7 +531,7 @@ struct WinogradWeight {
       });
   }
 
-  // Point (1, 1) of a tile of gradients is the sum of its four.
+  // Point (1, 1) of a tile of gradients is the sum of all.
   void add_bias(const float* grads, int64_t width, int64_t count, float* sum) const {
     for (int64_t c = 0; c < width; c += lanes<float>) {
       V32 total = load(sum + c);
@@ -448,7 +545,7 @@ struct WinogradWeight {
     constexpr int64_t L = lanes<float>;
     const int64_t point = apart(x.channels * strips.width());
     parallel_for(x.channels, int64_t{4}, [&](int64_t begin, int64_t end) {
-      float taps[9 * L];
+      float taps[kTaps * L];
       for (int64_t s = 0; s < strips.strips.count; ++s) {
         const int64_t first = strips.strips.begin(s) * L, width = strips.strips.size(s) * L;
         for (int64_t lane = first; lane < first + width; lane += L)
@@ -461,9 +558,9 @@ struct WinogradWeight {
                   for (int64_t k = 1; k < chunks; ++k) total += load(p + k * size);
                   return total;
                 },
-                [&](int i, int j, V32 v) { store(taps + (3 * i + j) * L, v); });
-            copy_plane(gw + (lane * x.channels + c) * 9, 9 * x.channels, int64_t{1}, taps,
-                       int64_t{1}, L, smaller(L, grad.channels - lane), int64_t{9});
+                [&](int i, int j, V32 v) { store(taps + (S::kTaps * i + j) * L, v); });
+            copy_plane(gw + (lane * x.channels + c) * kTaps, kTaps * x.channels, int64_t{1}, taps,
+                       int64_t{1}, L, smaller(L, grad.channels - lane), int64_t{kTaps});
           }
       }
     });
@@ -496,7 +593,7 @@ struct WinogradWeight {
     const Tiling inputs(x.channels, kGradChannels);
     const int64_t all = x.batch * tile_rows(), tasks = strips.count() * inputs.count;
     ld = padded_channels<float>(divide_up(x.channels, inputs.count));
-    rows_of_block = clamp(S::kTiles / tile_cols(), 1, all);
+    rows_of_block = clamp(S::kGradTiles / tile_cols(), 1, all);
     const Tiling chunks = grad_chunks(all, tasks);
     const int64_t size = kPoints * apart(x.channels * strips.width()) + strips.width();
     const int threads = static_cast<int>(smaller(num_threads(), chunks.count * tasks));

@@ -309,8 +309,9 @@ def conv2d(
 
     ``y[n, o, i, j] = bias[o] + sum over c, a, b of weight[o, c, a, b] *
     x[n, c, i * stride + a * dilation - padding, j * stride + b * dilation - padding]``,
-    zero outside of the input. float32 kernels of 3x3 over 32 channels or more take Winograd's
-    algorithm, where an infinity or NaN in the input also reaches outputs one pixel further.
+    zero outside of the input. float32 kernels of 3x3 and 5x5 over 32 channels or more take
+    Winograd's algorithm, where an infinity or NaN in the input also reaches outputs up to three
+    pixels further.
 
     Args:
         input: floating tensor [N, C, H, W] or [C, H, W]; a channels-last input gives a
