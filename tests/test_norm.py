@@ -307,6 +307,23 @@ def rms(x: Any, w: Any, _: Any) -> Any:
     return rms_norm(x, x.shape[-1:], w)
 
 
+def channels_last(x: Any) -> Any:
+    return x.contiguous(memory_format=grebe.channels_last)
+
+
+def test_group_norm_keeps_the_layout() -> None:
+    x, grad, w, b = draw((3, 6, 40, 30), np.float64)
+    results = []
+    for place in (lambda t: t, channels_last):
+        leaf = place(grebe.from_numpy(x + 100)).requires_grad_()
+        y = group_norm(leaf, 2, grebe.from_numpy(w), grebe.from_numpy(b))
+        assert y.stride() == leaf.stride()
+        y.backward(grebe.from_numpy(grad))
+        results.append((y.detach().numpy(), leaf.grad.numpy()))
+    for mine, want in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, want, rtol=1e-9, atol=1e-9)
+
+
 def statistics(x: Any) -> tuple[Any, Any]:
     return grebe.zeros(x.shape[1], dtype=x.dtype), grebe.ones(x.shape[1], dtype=x.dtype)
 
@@ -320,8 +337,9 @@ def statistics(x: Any) -> tuple[Any, Any]:
         (lambda x, w, b: batch_norm(x, None, None, w, b, True), (9, 5, 6, 7), 5),
         (lambda x, w, b: batch_norm(x, *statistics(x), w, b), (9, 5, 6, 7), 5),
         (lambda x, w, b: group_norm(x, 3, w, b), (4, 6, 5, 7), 6),
+        (lambda x, w, b: group_norm(channels_last(x), 3, w, b), (4, 6, 5, 7), 6),
     ],
-    ids=["layer", "rms", "batch", "batch, evaluation", "group"],
+    ids=["layer", "rms", "batch", "batch, evaluation", "group", "group, channels-last"],
 )
 def test_gradients_that_nobody_wants(call: Any, shape: Any, channels: int, dtype: Any) -> None:
     """Any part of input, weight and bias gets the gradient that it gets when all do."""

@@ -12,6 +12,8 @@
 // the mean. Group norm (instance norm: groups of one channel) does each group of
 // channels of an example as such a row; backward, the two sums per channel, by batch norm's loop,
 // give the row's sums as well as the parameters' gradients, so that x and grad are read twice.
+// Channels-last, an example is a batch of its own for batch norm's two loops over rows; the groups'
+// numbers are made from the channels' in between.
 //
 // Floor: memory. Bytes per float32 element: batch norm 12 forward, 20 backward; the others 8 and 12.
 // Measured shares: docs/kernels/norm.md.
@@ -134,15 +136,18 @@ inline vec<T> load_part(const T* p, int64_t n) {
 template <bool kFull, class T>
 void tile_sums(const T* x, const T* g, const T* center, int64_t channels, int64_t begin,
                int64_t end, int64_t width, Sums* out) {
-  constexpr int64_t L = lanes<T>, kRows = 64;
+  constexpr int64_t L = lanes<T>, kRows = 64, kAhead = 16;
   vec<T> middle[kTile];
   for (int k = 0; k < kTile; ++k) middle[k] = load_part<kFull>(center + k * L, width - k * L);
-  for (int64_t c = 0; c < width; ++c) out[c] = {0, 0};
+  double total[2][kTile * L] = {};
   for (int64_t i = begin; i < end; i += kRows) {
     vec<T> a[kTile] = {}, ad[kTile] = {};
     for (int64_t r = i; r < smaller(i + kRows, end); ++r) {
       for (int k = 0; k < kTile; ++k) {
         const int64_t at = r * channels + k * L, left = width - k * L;
+        // Far apart as rows are, the processor does not see the next ones coming.
+        __builtin_prefetch(x + at + kAhead * channels);
+        if (g) __builtin_prefetch(g + at + kAhead * channels);
         const vec<T> d = load_part<kFull>(x + at, left) - middle[k];
         const vec<T> v = g ? load_part<kFull>(g + at, left) : d;
         a[k] = a[k] + v;
@@ -151,11 +156,10 @@ void tile_sums(const T* x, const T* g, const T* center, int64_t channels, int64_
     }
     T flat[2][kTile * L];
     for (int k = 0; k < kTile; ++k) store(flat[0] + k * L, a[k]), store(flat[1] + k * L, ad[k]);
-    for (int64_t c = 0; c < width; ++c) {
-      out[c].a += static_cast<double>(flat[0][c]);
-      out[c].ad += static_cast<double>(flat[1][c]);
-    }
+    for (int j = 0; j < 2; ++j)
+      for (int64_t c = 0; c < kTile * L; ++c) total[j][c] += static_cast<double>(flat[j][c]);
   }
+  for (int64_t c = 0; c < width; ++c) out[c] = {total[0][c], total[1][c]};
 }
 
 // partial[segment][channel] for the whole batch.
@@ -190,10 +194,10 @@ inline Sums add_segments(const Sums* partial, const Planes& a, int64_t c) {
   return s;
 }
 
-// A value close to each channel's mean: the mean of up to 64 of its elements.
+// A value close to each channel's mean: the mean of up to `most` of its elements.
 template <class T>
-void rough_means(const T* x, const Planes& a, T* center) {
-  const int64_t rows = smaller(a.rows ? a.n : a.inner, 64);
+void rough_means(const T* x, const Planes& a, T* center, int64_t most = 64) {
+  const int64_t rows = smaller(a.rows ? a.n : a.inner, most);
   for (int64_t c = 0; c < a.channels; ++c) center[c] = 0;
   if (a.per_channel() == 0) return;
   for (int64_t c = 0; c < a.channels && !a.rows; ++c)
@@ -519,6 +523,7 @@ struct Groups {
   int64_t rows() const { return examples * groups; }
   int64_t channels() const { return groups * size; }
   int64_t row() const { return size * inner; }
+  int64_t example() const { return groups * row(); }
 };
 
 template <class T>
@@ -540,23 +545,48 @@ void group_norm_any(In input, OptIn weight, OptIn bias, Out output, Out mean, Ou
   });
 }
 
-// gx of one row, from the sums of each of its channels.
+// The numbers of gx = (x - mean) * slope + shift + g * invstd * weight in one group, from the sums
+// of each of its channels.
+template <class T>
+struct RowMap {
+  T slope, shift;
+
+  RowMap(const Sums* sums, const T* w, const Groups& a, T invstd) {
+    double total = 0, dot = 0;
+    for (int64_t k = 0; k < a.size; ++k) {
+      const double weight = w ? static_cast<double>(w[k]) : 1.0;
+      total += weight * sums[k].a;
+      dot += weight * sums[k].ad;
+    }
+    const double s = static_cast<double>(invstd), count = static_cast<double>(a.row());
+    slope = static_cast<T>(-s * s * s * dot / count);
+    shift = static_cast<T>(-s * total / count);
+  }
+};
+
 template <class T>
 void group_norm_backward_row(const T* g, const T* x, T* gx, const Sums* sums, const T* w,
                              const Groups& a, T m, T invstd) {
-  double total = 0, dot = 0;
-  for (int64_t k = 0; k < a.size; ++k) {
-    const double weight = w ? static_cast<double>(w[k]) : 1.0;
-    total += weight * sums[k].a;
-    dot += weight * sums[k].ad;
-  }
-  const double s = static_cast<double>(invstd), count = static_cast<double>(a.row());
-  const T slope = static_cast<T>(-s * s * s * dot / count),
-          shift = static_cast<T>(-s * total / count);
+  const RowMap<T> map(sums, w, a, invstd);
   for (int64_t k = 0; k < a.size; ++k) {
     const T scale = w ? invstd * w[k] : invstd;
-    const T* const p[4] = {&m, &slope, &shift, &scale};
+    const T* const p[4] = {&m, &map.slope, &map.shift, &scale};
     map_plane(x + k * a.inner, g + k * a.inner, gx + k * a.inner, a.inner, p, 0);
+  }
+}
+
+// sums(example, channel): of g and g * (x - mean).
+template <class T, class F>
+void group_parameter_gradients(const Groups& a, const T* invstd, T* gw, T* gb, const F& sums) {
+  for (int64_t c = 0; c < a.channels() && (gw || gb); ++c) {
+    Sums total{0, 0};
+    for (int64_t i = 0; i < a.examples; ++i) {
+      const Sums s = sums(i, c);
+      total.a += s.a;
+      total.ad += s.ad * static_cast<double>(invstd[i * a.groups + c / a.size]);
+    }
+    if (gw) gw[c] = static_cast<T>(total.ad);
+    if (gb) gb[c] = static_cast<T>(total.a);
   }
 }
 
@@ -578,16 +608,129 @@ bool group_norm_backward_any(In grad, In input, OptIn weight, In mean, In invstd
       group_norm_backward_row(g, x, data<T>(grad_input) + i * a.row(), sums + i * a.size, w, a, m,
                               data<T>(invstd)[i]);
   });
-  for (int64_t c = 0; c < channels && (grad_weight.data || grad_bias.data); ++c) {
-    Sums total{0, 0};
-    for (int64_t i = 0; i < a.examples; ++i) {
-      const Sums& s = sums[i * channels + c];
-      total.a += s.a;
-      total.ad += s.ad * static_cast<double>(data<T>(invstd)[i * a.groups + c / a.size]);
-    }
-    if (grad_weight.data) data<T>(grad_weight)[c] = static_cast<T>(total.ad);
-    if (grad_bias.data) data<T>(grad_bias)[c] = static_cast<T>(total.a);
+  group_parameter_gradients(a, data<T>(invstd), data<T>(grad_weight), data<T>(grad_bias),
+                            [=](int64_t i, int64_t c) { return sums[i * channels + c]; });
+  return true;
+}
+
+// ---- group norm, channels-last ----
+
+// One example as a batch of pixels, and its scratch memory: sums per segment and channel (in the
+// end those of the first segment are the channels'), and four numbers per channel.
+template <class T>
+struct Example {
+  Planes pixels;
+  char* memory;
+  Sums* sums = nullptr;
+  T* p[4] = {};
+
+  explicit Example(const Groups& a) : pixels(a.inner, a.channels(), 1), memory(nullptr) {
+    pixels.rows = true;
   }
+  int64_t bytes() const {
+    return Arena::arena_bytes<Sums>(pixels.segments() * pixels.channels) +
+           4 * Arena::arena_bytes<T>(pixels.channels);
+  }
+  Example at(int64_t i) const {
+    Example e = *this;
+    e.memory += i * bytes();
+    Arena arena(e.memory);
+    e.sums = arena.take<Sums>(pixels.segments() * pixels.channels);
+    for (T*& q : e.p) q = arena.take<T>(pixels.channels);
+    return e;
+  }
+  // Sums of a and a * (x - p[0]) per channel.
+  void add_up(const T* x, const T* g) const {
+    batch_sums<T>(x, g, p[0], pixels, sums);
+    for (int64_t c = 0; c < pixels.channels && pixels.segments() > 1; ++c)
+      sums[c] = add_segments(sums, pixels, c);
+  }
+  void map(const T* x, const T* g, T* out) const {
+    const T* const parameters[4] = {p[0], p[1], p[2], p[3]};
+    batch_map(x, g, out, pixels, parameters);
+  }
+};
+
+// Mean and 1 / sqrt(var + eps) of `size` channels of n elements, from each channel's sums around
+// its center.
+template <class T>
+void group_statistics(const Sums* sums, const T* center, int64_t size, double n, double eps,
+                      T* mean, T* invstd) {
+  double total = 0, squares = 0;
+  for (int64_t k = 0; k < size; ++k) total += static_cast<double>(center[k]) + sums[k].a / n;
+  const double middle = total / static_cast<double>(size);
+  for (int64_t k = 0; k < size; ++k) {
+    const double shift = sums[k].a / n, d = static_cast<double>(center[k]) + shift - middle;
+    squares += sums[k].ad - shift * sums[k].a + n * d * d;
+  }
+  if (squares < 0) squares = 0;
+  *mean = static_cast<T>(middle);
+  *invstd = static_cast<T>(1 / __builtin_sqrt(squares / (n * static_cast<double>(size)) + eps));
+}
+
+template <class T>
+bool group_norm_pixels(In input, OptIn weight, OptIn bias, Out output, Out mean, Out invstd,
+                       const Groups& a, double eps) {
+  constexpr int64_t kRough = 16;
+  const T *w = data<T>(weight), *b = data<T>(bias);
+  Example<T> example(a);
+  example.memory =
+      static_cast<char*>(scratch(static_cast<size_t>(example.bytes() * a.examples + 1)));
+  if (!example.memory) return false;
+  for_each_row(a.examples, a.example(), [&](int64_t i) {
+    const Example<T> e = example.at(i);
+    const T* x = data<T>(input) + i * a.example();
+    rough_means(x, e.pixels, e.p[0], kRough);
+    e.add_up(x, nullptr);
+    for (int64_t j = 0; j < a.groups; ++j) {
+      const int64_t first = j * a.size, at = i * a.groups + j;
+      T m, inv;
+      group_statistics(e.sums + first, e.p[0] + first, a.size, static_cast<double>(a.inner), eps,
+                       &m, &inv);
+      data<T>(mean)[at] = m;
+      data<T>(invstd)[at] = inv;
+      for (int64_t c = first; c < first + a.size; ++c) {
+        e.p[0][c] = m;
+        e.p[1][c] = w ? inv * w[c] : inv;
+        e.p[2][c] = b ? b[c] : T{0};
+      }
+    }
+    e.map(x, nullptr, data<T>(output) + i * a.example());
+  });
+  return true;
+}
+
+template <class T>
+bool group_norm_backward_pixels(In grad, In input, OptIn weight, In mean, In invstd,
+                                OptOut grad_input, OptOut grad_weight, OptOut grad_bias,
+                                const Groups& a) {
+  Example<T> example(a);
+  example.memory =
+      static_cast<char*>(scratch(static_cast<size_t>(example.bytes() * a.examples + 1)));
+  if (!example.memory) return false;
+  for_each_row(a.examples, a.example(), [&](int64_t i) {
+    const Example<T> e = example.at(i);
+    const T *g = data<T>(grad) + i * a.example(), *x = data<T>(input) + i * a.example();
+    for (int64_t c = 0; c < a.channels(); ++c) e.p[0][c] = data<T>(mean)[i * a.groups + c / a.size];
+    e.add_up(x, g);
+    if (!grad_input.data) return;
+    for (int64_t j = 0; j < a.groups; ++j) {
+      const int64_t first = j * a.size;
+      const T* w = weight.data ? data<T>(weight) + first : nullptr;
+      const T inv = data<T>(invstd)[i * a.groups + j];
+      const RowMap<T> map(e.sums + first, w, a, inv);
+      for (int64_t k = 0; k < a.size; ++k) {
+        e.p[1][first + k] = map.slope;
+        e.p[2][first + k] = map.shift;
+        e.p[3][first + k] = w ? inv * w[k] : inv;
+      }
+    }
+    e.map(x, g, data<T>(grad_input) + i * a.example());
+  });
+  group_parameter_gradients(a, data<T>(invstd), data<T>(grad_weight), data<T>(grad_bias),
+                            [=, bytes = example.bytes()](int64_t i, int64_t c) {
+                              return reinterpret_cast<Sums*>(example.memory + i * bytes)[c];
+                            });
   return true;
 }
 
@@ -630,21 +773,26 @@ bool layer_norm_backward(In grad, In x, OptIn weight, OptIn mean, In invstd, Opt
   return run(grad, x, weight, mean, invstd, gx, gweight, gbias, rows, n);
 }
 
-void group_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int64_t examples,
-                int64_t groups, int64_t size, int64_t inner, double eps) {
+bool group_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int64_t examples,
+                int64_t groups, int64_t size, int64_t inner, double eps, bool channels_last) {
   const Groups a{examples, groups, size, inner};
-  (x.dtype == DType::kFloat32 ? group_norm_any<float>
-                              : group_norm_any<double>)(x, weight, bias, y, mean, invstd, a, eps);
+  const bool f32 = x.dtype == DType::kFloat32;
+  if (channels_last)
+    return (f32 ? group_norm_pixels<float> : group_norm_pixels<double>)(x, weight, bias, y, mean,
+                                                                        invstd, a, eps);
+  (f32 ? group_norm_any<float> : group_norm_any<double>)(x, weight, bias, y, mean, invstd, a, eps);
+  return true;
 }
 
 bool group_norm_backward(In grad, In x, OptIn weight, In mean, In invstd, OptOut gx, OptOut gweight,
                          OptOut gbias, int64_t examples, int64_t groups, int64_t size,
-                         int64_t inner) {
+                         int64_t inner, bool channels_last) {
   const Groups a{examples, groups, size, inner};
-  return (x.dtype == DType::kFloat32 ? group_norm_backward_any<float>
-                                     : group_norm_backward_any<double>)(grad, x, weight, mean,
-                                                                        invstd, gx, gweight, gbias,
-                                                                        a);
+  const bool f32 = x.dtype == DType::kFloat32;
+  const auto run =
+      channels_last ? (f32 ? group_norm_backward_pixels<float> : group_norm_backward_pixels<double>)
+                    : (f32 ? group_norm_backward_any<float> : group_norm_backward_any<double>);
+  return run(grad, x, weight, mean, invstd, gx, gweight, gbias, a);
 }
 
 }  // namespace grebe::GREBE_ISA

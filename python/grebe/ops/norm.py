@@ -459,12 +459,13 @@ class GroupNorm(Node):
         input, weight, mean, invstd, sizes, eps = self.saved
         if grad_enabled():
             return self._composite(grad, input, weight, sizes, eps)
-        x, g = contiguous(input.array), contiguous(grad.array)
+        x, channels_last = _channel_layout(input.array)
+        g = in_layout_of(x, grad.array)
         wanted = [edge is not None for edge in self.edges]
         gx = empty_like(x) if wanted[0] else None
         gw, gb = (kernels(x).empty((x.shape[1],), x.dtype) if want else None for want in wanted[1:])
         w = None if weight is None else contiguous(weight.array)
-        kernels(x).group_norm_backward(g, x, w, mean, invstd, gx, gw, gb, *sizes)
+        kernels(x).group_norm_backward(g, x, w, mean, invstd, gx, gw, gb, *sizes, channels_last)
         return (
             None if gx is None else wrap(gx),
             None if gw is None else wrap(gw),
@@ -499,9 +500,9 @@ def _group_norm(
     n, c = x.shape[:2]
     w = _parameter(name, "weight", weight, x, c)
     b = _parameter(name, "bias", bias, x, c)
-    x = contiguous(x)
+    x, channels_last = _channel_layout(x)
     sizes = (n, groups, c // groups, math.prod(x.shape[2:]))
     y = empty_like(x)
     mean, invstd = (kernels(x).empty((n * groups,), x.dtype) for _ in range(2))
-    kernels(x).group_norm(x, w, b, y, mean, invstd, *sizes, eps)
+    kernels(x).group_norm(x, w, b, y, mean, invstd, *sizes, eps, channels_last)
     return record(GroupNorm, y, (input, weight, bias), (input, weight, mean, invstd, sizes, eps))
