@@ -85,6 +85,38 @@ def test_layouts(name: str, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["reduce_sum", "reduce_max", "reduce_min"])
+def test_lengths_at_the_boundaries_of_paths(name: str, dtype: type) -> None:
+    """Small integers, whose sums are exact: rows by the group, wide columns, rows together."""
+    rng = np.random.default_rng(0)
+    sizes = [(19, n) for n in (127, 128, 129, 145, 2047, 2049, 4095, 4096, 4097)]
+    sizes += [(m, n) for n in (64, 65, 129, 130, 513, 1024, 1025) for m in (7, 8, 9, 127, 137)]
+    for shape in sizes:
+        x = rng.integers(-9, 9, (shape[0], shape[1] + 1)).astype(dtype)
+        for view in (x[:, 1:], x[:, :-1].copy()):
+            for axis in (0, 1):
+                want = getattr(view, name[7:])(axis=axis, keepdims=True)
+                got = []
+                for threads in (1, 2):
+                    _cpu.set_num_threads(threads)
+                    got.append(run(name, view, (axis,), *((1.0,) if "sum" in name else ())))
+                np.testing.assert_array_equal(got[0], want)
+                np.testing.assert_array_equal(got[1], want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_of_wide_columns_and_grouped_rows(dtype: type) -> None:
+    x = np.random.default_rng(0).standard_normal((137, 1030)).astype(dtype) + dtype(3)
+    for axis in (0, 1):
+        mean = np.full([1 if d == axis else n for d, n in enumerate(x.shape)], np.nan, dtype)
+        var = mean.copy()
+        _cpu.reduce_moments(x, mean, var, 1.0)
+        wide, eps = x.astype(np.longdouble), np.finfo(dtype).eps
+        np.testing.assert_allclose(mean, wide.mean(axis=axis, keepdims=True), 8 * eps)
+        np.testing.assert_allclose(var, wide.var(axis=axis, ddof=1, keepdims=True), 32 * eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_moments(dtype: type) -> None:
     for x in views(dtype):
         x = x + dtype(3)

@@ -4,17 +4,17 @@
 // loops serve every layout: "rows" where the fastest dimension is reduced (a vector accumulates
 // along it) and "columns" where it is kept (a tile of columns accumulates down the reduced rows).
 //
-// Rows of up to 16 vectors would mostly be adding up lanes: there as many rows as a vector has lanes
-// are added up together, by a tree of interleavings that leaves one result per lane. (Sums of 4096
-// rows of 200 and 256 floats: 136 us and 137 us one by one, 51 us and 63 us together; PyTorch 47 us
-// and 57 us. One thread, Zen 4.)
+// Rows of up to some thousand elements would mostly be adding up lanes and keeping compensated
+// totals: there as many rows as a vector has lanes are added up together, by a tree of interleavings
+// that leaves one result per lane. Columns too many for registers go eight rows at a time into
+// accumulators in cache, so that memory is read along the rows.
 //
 // Accuracy: vector accumulators take a few thousand elements at most (columns: 128 rows), then go
 // into a compensated double total. The error is that of a short sum, whatever the length.
 // Determinism: where few results have long reductions, the reduction is cut into chunks that depend
 // on the shape only; partial totals are combined in the order of chunks.
 //
-// Floor: reading x once (moments: twice), 4 or 8 bytes per element.
+// Floor: reading x once (moments: twice), 4 or 8 bytes per element. Measured: docs/kernels/reduce.md.
 #include "rows.h"
 #include "window.h"
 
@@ -26,7 +26,8 @@ constexpr int64_t kColumnFlush = 128;  // rows per flush
 constexpr int64_t kChunk = 65536;  // elements of x per unit of a cut reduction
 constexpr int64_t kEnoughUnits = 16;  // with so many results nothing is cut
 constexpr int64_t kThreadElements = 32768;  // a thread gets at least so much of x
-constexpr int kTileVectors = 8;
+constexpr int kTileVectors = 8;  // columns whose accumulators are registers
+constexpr int kWideVectors = 64;  // columns whose accumulators stay in the first-level cache
 
 // ---- how the array lies ----
 
@@ -342,11 +343,56 @@ void reduce_tile(const Plan& plan, const T* x, int64_t columns, int64_t begin, i
   flush();
 }
 
+// Columns side by side in memory, more than fit in registers: the accumulators wait in cache while
+// kTogether rows, each read from end to end, are added to them.
+template <class P, class T>
+void reduce_wide(const Plan& plan, const T* x, int64_t columns, int64_t begin, int64_t end,
+                 const T* center, double* high, double* low) {
+  constexpr int64_t L = lanes<T>;
+  constexpr int kTogether = 8;
+  const int64_t r = plan.r_stride[plan.reduced - 1];
+  alignas(64) T acc[kWideVectors * L] = {};
+  auto clear = [&] {
+    for (int64_t j = 0; j < columns; ++j) acc[j] = static_cast<T>(identity<P>());
+  };
+  auto add = [&]<int kRows>(const T* p, std::integral_constant<int, kRows>) {
+    auto step = [&](int64_t j, int64_t n) {
+      const vec<T> c = load(center + j);
+      vec<T> a = load(acc + j);
+#pragma GCC unroll 8
+      for (int u = 0; u < kRows; ++u) a = P::step(a, load_upto(p + u * r + j, n), c);
+      store_upto(acc + j, a, n);
+    };
+    int64_t j = 0;
+    for (; j + L <= columns; j += L) step(j, L);
+    if (j < columns) step(j, columns - j);
+  };
+  int64_t filled = 0;
+  auto flush = [&] {
+    accumulate_all<P>(columns, acc, high, low);
+    clear();
+    filled = 0;
+  };
+  clear();
+  each_run(plan, begin, end, [&](int64_t offset, int64_t run) {
+    for (int64_t i = 0; i < run;) {
+      const int64_t stop = smaller(i + kColumnFlush, run);
+      filled += stop - i;
+      for (; i + kTogether <= stop; i += kTogether)
+        add(x + offset + i * r, std::integral_constant<int, kTogether>{});
+      for (; i < stop; ++i) add(x + offset + i * r, std::integral_constant<int, 1>{});
+      if (filled >= kColumnFlush) flush();
+    }
+  });
+  flush();
+}
+
 template <bool kUnit, class P, class T>
 void reduce_columns(const Plan& plan, const T* x, int64_t columns, int64_t begin, int64_t end,
                     const T* center, double* high, double* low) {
   if constexpr (kUnit) {
-    const auto run = columns > 4 * lanes<T>   ? reduce_tile<8, true, P, T>
+    const auto run = columns > 8 * lanes<T>   ? reduce_wide<P, T>
+                     : columns > 4 * lanes<T> ? reduce_tile<8, true, P, T>
                      : columns > 2 * lanes<T> ? reduce_tile<4, true, P, T>
                      : columns > lanes<T>     ? reduce_tile<2, true, P, T>
                                               : reduce_tile<1, true, P, T>;
@@ -361,13 +407,13 @@ void reduce_columns(const Plan& plan, const T* x, int64_t columns, int64_t begin
 
 // ---- short rows ----
 
-constexpr int64_t kShortVectors = 16;  // longest row, in vectors
+constexpr int64_t kShortVectors = 64;  // longest row, in vectors for each of four accumulators
 
 // Rows of contiguous elements, few of them, results side by side.
 template <class T>
 bool has_short_rows(const Plan& p) {
   return p.reduced == 1 && p.kept == 1 && p.r_stride[0] == 1 && p.y_stride[0] == 1 &&
-         p.count <= kShortVectors * lanes<T> && p.count > 1 && p.outputs >= lanes<T>;
+         p.count <= 4 * kShortVectors * lanes<T> && p.count > 1 && p.outputs >= lanes<T>;
 }
 
 template <class T>
@@ -380,22 +426,38 @@ inline vec<T> scaled(vec<T> v, double scale) {
   }
 }
 
+// Lanes of one row of n elements, of which the last vector has those of `tail`.
+template <class P, class T>
+inline vec<T> row_lanes(const T* row, int64_t n, mask_of<T> tail, vec<T> c) {
+  constexpr int64_t L = lanes<T>;
+  const vec<T> start = splat(static_cast<T>(identity<P>()));
+  const int64_t whole = (n - 1) / L * L;
+  vec<T> a = start;
+  int64_t j = 0;
+  if (whole >= 8 * L) {
+    vec<T> a1 = start, a2 = start, a3 = start;
+    for (; j + 4 * L <= whole; j += 4 * L) {
+      a = P::step(a, load(row + j), c);
+      a1 = P::step(a1, load(row + j + L), c);
+      a2 = P::step(a2, load(row + j + 2 * L), c);
+      a3 = P::step(a3, load(row + j + 3 * L), c);
+    }
+    a = merge<P>(merge<P>(a, a1), merge<P>(a2, a3));
+  }
+  for (; j < whole; j += L) a = P::step(a, load(row + j), c);
+  return select(tail, P::step(a, load_n(row + whole, n - whole), c), a);
+}
+
 // `rows` <= lanes<T> results.
 template <class P, class T>
 void reduce_short(const T* x, int64_t stride, int64_t n, int64_t rows, const T* center, T* y,
                   double scale) {
   constexpr int64_t L = lanes<T>;
-  const vec<T> start = splat(static_cast<T>(identity<P>()));
-  const int64_t whole = (n - 1) / L * L;
-  const mask_of<T> tail = lane_mask<T>(n - whole);
+  const mask_of<T> tail = lane_mask<T>(n - (n - 1) / L * L);
   vec<T> acc[L];
-#pragma GCC unroll 16
   for (int64_t i = 0; i < L; ++i) {
-    const T* row = x + (i < rows ? i : 0) * stride;
-    const vec<T> c = splat(center[i < rows ? i : 0]);
-    vec<T> a = start;
-    for (int64_t j = 0; j < whole; j += L) a = P::step(a, load(row + j), c);
-    acc[i] = select(tail, P::step(a, load_n(row + whole, n - whole), c), a);
+    const int64_t at = i < rows ? i : 0;
+    acc[i] = row_lanes<P>(x + at * stride, n, tail, splat(center[at]));
   }
   const vec<T> all = combine_each<T>(acc, [](vec<T> a, vec<T> b) { return merge<P>(a, b); });
   store_upto(y, P::kAdds ? scaled<T>(all, scale) : all, rows);
@@ -420,7 +482,7 @@ struct Grid {
 
 template <class T>
 Grid make_grid(Plan& plan) {
-  constexpr int64_t kTile = kTileVectors * lanes<T>;
+  constexpr int64_t kTile = kWideVectors * lanes<T>;
   const int64_t columns = plan.size[plan.kept - 1];
   Grid g;
   g.width = plan.rows ? 1 : columns < kTile ? columns : kTile;
@@ -451,7 +513,7 @@ void reduce_unit(const Plan& plan, const T* x, int64_t columns, int64_t chunk, c
 // y = reduction of x by P, times scale. center: an array of y's shape, or y where P needs none.
 template <class P, class T>
 bool reduce(const View& x, const View& y, const View& center, double scale) {
-  constexpr int64_t kTile = kTileVectors * lanes<T>;
+  constexpr int64_t kTile = kWideVectors * lanes<T>;
   Plan plan = make_plan(x, y, center);
   if (has_short_rows<T>(plan) && plan.z_stride[0] == 1) {
     reduce_short_rows<P>(plan, data<T>(x), data<T>(center), data<T>(y), scale);

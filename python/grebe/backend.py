@@ -79,8 +79,10 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
 
 def readable(array: Array) -> Array:
     """`array`, or a copy where strides, alignment or byte order keep kernels from reading it."""
-    odd = any(s % array.itemsize for s in array.strides)
-    if odd or not array.flags.aligned or not array.dtype.isnative:
+    flags = array.flags
+    if not flags.aligned or not array.dtype.isnative:
+        return contiguous(array.copy())
+    if not flags.c_contiguous and any(s % array.itemsize for s in array.strides):
         return contiguous(array.copy())
     return array
 

@@ -42,6 +42,8 @@ class Extremes(NamedTuple):
 
 
 def _axes(name: str, dim: Any, ndim: int) -> tuple[int, ...]:
+    if type(dim) is int and -ndim <= dim < ndim:
+        return (dim % ndim,)
     if dim is None or (isinstance(dim, (tuple, list)) and not dim):
         return tuple(range(ndim))
     return dimensions(name, dim, ndim) if ndim else (dimensions(name, dim, 0) and ())
@@ -49,10 +51,14 @@ def _axes(name: str, dim: Any, ndim: int) -> tuple[int, ...]:
 
 def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape with reduced dimensions of size 1."""
+    if len(axes) == 1:
+        return (*shape[: axes[0]], 1, *shape[axes[0] + 1 :])
     return tuple(1 if d in axes else s for d, s in enumerate(shape))
 
 
 def _dropped(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(axes) == 1:
+        return shape[: axes[0]] + shape[axes[0] + 1 :]
     return tuple(s for d, s in enumerate(shape) if d not in axes)
 
 
