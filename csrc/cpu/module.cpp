@@ -509,28 +509,33 @@ PyObject* py_empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return new_array(descr, static_cast<int>(ndim), shape, strided ? strides : nullptr);
 }
 
-// A matrix that the matmul kernel takes as it is?
+// A vector or matrix that the matmul kernel takes as it is?
 bool is_operand(PyObject* o, View* view) {
   if (!PyArray_CheckExact(o)) return false;
   PyArrayObject* a = reinterpret_cast<PyArrayObject*>(o);
-  if (PyArray_NDIM(a) != 2 || !PyArray_ISBEHAVED_RO(a) || !dtype_of(a, &view->dtype)) return false;
+  const int ndim = PyArray_NDIM(a);
+  if (ndim < 1 || ndim > 2 || !PyArray_ISBEHAVED_RO(a) || !dtype_of(a, &view->dtype)) return false;
   const DType t = view->dtype;
   if (t != DType::kFloat32 && t != DType::kFloat64 && t != DType::kBFloat16) return false;
   const int64_t size = PyArray_ITEMSIZE(a);
-  if (PyArray_STRIDE(a, 0) % size || PyArray_STRIDE(a, 1) % size) return false;
+  for (int d = 0; d < ndim; ++d)
+    if (PyArray_STRIDE(a, d) % size) return false;
   return to_view(o, view, false, false, Where{"product", "(a, b)"}, 0);
 }
 
-// product(a, b): a @ b of two matrices, on pooled memory. The short way of the most frequent case;
+// product(a, b): a @ b of matrices and vectors, on pooled memory. The short way of frequent cases;
 // NotImplemented for all else: other dimensions or dtypes, shapes that don't fit, odd memory.
 PyObject* py_product(PyObject*, PyObject* const* args, Py_ssize_t count) {
   In a, b;
   if (count != 2 || !is_operand(args[0], &a) || !is_operand(args[1], &b) || a.dtype != b.dtype ||
-      a.shape[1] != b.shape[0])
+      a.shape[a.ndim - 1] != b.shape[0])
     Py_RETURN_NOTIMPLEMENTED;
-  const npy_intp shape[2] = {a.shape[0], b.shape[1]};
+  npy_intp shape[2];
+  int ndim = 0;
+  if (a.ndim == 2) shape[ndim++] = a.shape[0];
+  if (b.ndim == 2) shape[ndim++] = b.shape[1];
   PyArrayObject* first = reinterpret_cast<PyArrayObject*>(args[0]);
-  PyObject* result = new_array(PyArray_DESCR(first), 2, shape, nullptr);
+  PyObject* result = new_array(PyArray_DESCR(first), ndim, shape, nullptr);
   Out c;
   if (!result || !to_view(result, &c, true, false, Where{"product", "(a, b)"}, 0)) return nullptr;
   bool ok;
@@ -578,7 +583,7 @@ PyMethodDef g_methods[] = {
 #undef BINARY
 #undef OP
     {"empty", fast(py_empty), METH_FASTCALL, "empty(shape, dtype, strides=None)"},
-    {"product", fast(py_product), METH_FASTCALL, "product(a, b) of two matrices"},
+    {"product", fast(py_product), METH_FASTCALL, "product(a, b) of matrices and vectors"},
     {"expand", fast(py_expand), METH_FASTCALL, "expand(array, shape)"},
     {nullptr, nullptr, 0, nullptr}};
 

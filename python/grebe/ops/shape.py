@@ -250,7 +250,7 @@ def t(input: Tensor) -> Tensor:
     x = expect_tensor("t", "input", input)
     if x.ndim > 2:
         raise RuntimeError(f"t: expected at most 2 dimensions, got {x.ndim}")
-    return transpose(input, 0, 1) if x.ndim == 2 else input
+    return record_view(Permute, x.T, input, ((1, 0),)) if x.ndim == 2 else input
 
 
 @method
