@@ -213,6 +213,55 @@ add_layer(
     normal((1_000_000,), (1_000_000,)),
     lambda lib, x, y: lib.nn.functional.binary_cross_entropy_with_logits(x, y.detach().sigmoid()),
 )
+LOSSES: dict[str, Callable[..., Any]] = {  # of a prediction and a target
+    "mse_loss": lambda lib, x, y: lib.nn.functional.mse_loss(x, y),
+    "l1_loss": lambda lib, x, y: lib.nn.functional.l1_loss(x, y),
+    "smooth_l1_loss": lambda lib, x, y: lib.nn.functional.smooth_l1_loss(x, y),
+    "huber_loss": lambda lib, x, y: lib.nn.functional.huber_loss(x, y),
+    "kl_div, log_target": lambda lib, x, y: lib.nn.functional.kl_div(
+        x, y, reduction="batchmean", log_target=True
+    ),
+}
+for loss, call in LOSSES.items():
+    add_layer("loss", f"{loss} 1000x1000", normal((1000, 1000), (1000, 1000)), call, bytes=8e6)
+
+
+def linear_cross_entropy(lib: ModuleType, x: Any, w: Any, y: Any) -> Any:
+    f = lib.nn.functional
+    if hasattr(f, "linear_cross_entropy"):
+        return f.linear_cross_entropy(x, w, y)
+    return f.cross_entropy(x @ w.T, y)
+
+
+def hidden_and_labels(rng: np.random.Generator) -> list[Any]:
+    """512 rows of 256 features, weights of 10,000 classes, labels."""
+    draw = [rng.standard_normal(s).astype(np.float32) for s in ((512, 256), (10_000, 256))]
+    return [draw[0], draw[1] / 16, rng.integers(0, 10_000, 512)]
+
+
+add_layer(
+    "loss",
+    "linear_cross_entropy 512x256, 10000 classes",
+    hidden_and_labels,
+    linear_cross_entropy,
+    flops=2.0 * 512 * 256 * 10_000,
+)
+
+
+def bias_dropout_add(lib: ModuleType, x: Any, b: Any, r: Any) -> Any:
+    f = lib.nn.functional
+    if hasattr(f, "bias_dropout_add"):
+        return f.bias_dropout_add(x, b, r, 0.1)
+    return f.dropout(x + b, 0.1) + r
+
+
+add_layer(
+    "dropout",
+    "bias + dropout + residual 4096x768",
+    normal((4096, 768), (768,), (4096, 768)),
+    bias_dropout_add,
+    bytes=12.0 * 4096 * 768,
+)
 for n in (1_000_000, 10_000_000):
     add_layer(
         "dropout",

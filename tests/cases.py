@@ -656,6 +656,9 @@ for n in (10_000, 1_000_000, 10_000_000):
     timed("relu", "relu", normal((n,)), bytes=8.0 * n)
     timed("exp", "exp", normal((n,)), bytes=8.0 * n)
     timed("sum", "sum", normal((n,)), bytes=4.0 * n)
+for rows, n in ((256, 10), (256, 1000), (4096, 300), (4096, 1000)):
+    for dim in (0, 1):
+        timed("sum", "sum", normal((rows, n)), bytes=4.0 * rows * n, dim=dim)
 for rows, n in ((4096, 128), (4096, 768), (256, 4096)):
     size = 8.0 * rows * n
     args = {"normalized_shape": (n,)}

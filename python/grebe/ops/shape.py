@@ -272,7 +272,8 @@ def _matrix_transpose(self: Tensor) -> Tensor:
 
 
 def _all_reversed(self: Tensor) -> Tensor:
-    return permute(self, tuple(range(self.array.ndim))[::-1])
+    x = self.array
+    return record_view(Permute, x.T, self, (tuple(range(x.ndim - 1, -1, -1)),))
 
 
 Tensor.T = property(_all_reversed)  # type: ignore[attr-defined]
