@@ -180,3 +180,18 @@ def test_large_and_threads(name: str) -> None:
         _cpu.set_num_threads(threads)
     np.testing.assert_array_equal(*results)
     check(results[0], UNARY[name][0], x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ones", [(0,), (1,), (0, 1), ()])
+def test_copies_of_repeated_elements_are_dense(ones: tuple[int, ...], dtype: type) -> None:
+    shape = (5, 1300)
+    small = tuple(1 if d in ones else n for d, n in enumerate(shape))
+    x = np.random.default_rng(0).standard_normal(small).astype(dtype)
+    repeated = np.broadcast_to(x, shape)
+    y = _cpu.copy(repeated)
+    assert y.flags.c_contiguous
+    np.testing.assert_array_equal(y, repeated)
+    across = np.full((1300, 5), np.nan, dtype).T
+    _cpu.neg(repeated, across)
+    np.testing.assert_array_equal(across, -repeated)

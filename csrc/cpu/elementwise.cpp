@@ -24,6 +24,11 @@ bool use_streaming(const T* y, int64_t n, const T* a, const T* b) {
 
 template <class T>
 void gather(int64_t n, const T* x, int64_t stride, T* to) {
+  if (stride == 0) {
+    const T repeated = *x;
+    for (int64_t i = 0; i < n; ++i) to[i] = repeated;
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) to[i] = x[i * stride];
 }
 
@@ -78,7 +83,7 @@ void any_strides(int64_t n, const T* x, int64_t sx, T* y, int64_t sy, const doub
   T x_block[kBlock], y_block[kBlock];
   for (int64_t i = 0; i < n; i += kBlock) {
     const int64_t size = n - i < kBlock ? n - i : kBlock;
-    if (sx != 1) gather(size, x + i * sx, sx, x_block);
+    if (sx != 1 && (sx != 0 || i == 0)) gather(size, x + i * sx, sx, x_block);
     dense<true, false>(size, sx == 1 ? x + i : x_block, &zero, sy == 1 ? y + i : y_block, params,
                        g);
     if (sy != 1) scatter(size, y_block, y + i * sy, sy);

@@ -312,12 +312,15 @@ bool harmful_overlap(PyArrayObject* out, PyArrayObject* in) {
   return out_low < in_high && in_low < out_high;
 }
 
-// An output for operands that broadcast to `shape`: dense, in the dimension order of `like`.
+// An output for operands that broadcast to `shape`: dense, in the dimension order of `like`; where
+// that repeats elements (stride 0), its strides tell nothing, and the order is C's.
 PyObject* output_like(PyArrayObject* like, int ndim, const npy_intp* shape) {
   npy_intp strides[kMaxDims];
   int order[kMaxDims];
   for (int d = 0; d < ndim; ++d) order[d] = d;
-  const bool keep = PyArray_NDIM(like) == ndim && !PyArray_IS_C_CONTIGUOUS(like);
+  bool keep = PyArray_NDIM(like) == ndim && !PyArray_IS_C_CONTIGUOUS(like);
+  for (int d = 0; d < ndim && keep; ++d)
+    keep = PyArray_STRIDE(like, d) != 0 || PyArray_DIM(like, d) <= 1;
   if (!keep) return new_array(PyArray_DESCR(like), ndim, shape, nullptr);
   auto key = [&](int d) { return std::abs(static_cast<long long>(PyArray_STRIDE(like, d))); };
   std::stable_sort(order, order + ndim, [&](int a, int b) { return key(a) > key(b); });
