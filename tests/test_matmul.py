@@ -102,6 +102,8 @@ def test_kernel_sizes(layout: str, dtype: Any) -> None:
         (140, 200, 1025),
         (140, 2049, 100),
         (4100, 65, 390),  # a dense along m: packed in two blocks of rows
+        (2, 3001, 1051),  # columns from memory: short, then long ones
+        (16, 1501, 2101),
     ],
 )
 def test_kernel_large(size: tuple[int, int, int], layout: str, dtype: Any) -> None:
@@ -229,6 +231,7 @@ BF16_SIZES = [
     (300, 200, 900),
     (33, 2100, 1701),  # packed, several k blocks
     (140, 140, 2501),
+    (3, 6001, 1052),  # columns from memory
     (130, 40, 20001),  # deep
     (5, 4, 0),
 ]

@@ -311,16 +311,32 @@ template <class T, int C, int S = 1>
   return x[0];
 }
 
+// From memory, columns are short runs, and the processor's prefetching loses each at its ends: the
+// same place of the next tile is asked for, within long columns 2 KiB ahead.
+constexpr int64_t kFetchFrom = 12 << 20;  // bytes of b; below, fetching costs more than it helps
+constexpr int64_t kFetchRows = 16;
+
+template <class T>
+inline int64_t fetch_distance(const Problem<T>& p) {
+  constexpr int64_t size = sizeof(T);
+  return p.k * size <= 8192 ? kDotCols<T> * p.b_col : 2048 / size;
+}
+
 // R rows of a times C <= kDotCols columns of b.
-template <class T, int R, int C>
+template <class T, int R, int C, bool kFetch>
 [[gnu::noinline]] void dot_tile(const Problem<T>& p, int64_t row, int64_t col) {
   constexpr int64_t L = lanes<T>;
   vec<sum_of<T>> acc[R][kDotCols<T>] = {};
+  const int64_t ahead = fetch_distance(p);
   const T *a = p.a + row * p.a_row, *b = p.b + col * p.b_col;
   auto step = [&](int64_t q, auto load_k) {
     vec<T> y[C];
 #pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) y[j] = load_k(b + j * p.b_col + q);
+    for (int j = 0; j < C; ++j) {
+      const T* from = b + j * p.b_col + q;
+      y[j] = load_k(from);
+      if (kFetch) __builtin_prefetch(from + ahead, 0, 2);
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < R; ++i) {
       vec<T> x = load_k(a + i * p.a_row + q);
@@ -340,32 +356,39 @@ template <class T, int R, int C>
   }
 }
 
-template <class T, int C, int R = kDotRows>
+template <class T, int C, bool kFetch, int R = kDotRows>
 inline void dot_rows(const Problem<T>& p, const Range& rows, int64_t col) {
   if constexpr (R > 1)
-    if (rows.size < R) return dot_rows<T, C, R - 1>(p, rows, col);
-  dot_tile<T, R, C>(p, rows.begin, col);
+    if (rows.size < R) return dot_rows<T, C, kFetch, R - 1>(p, rows, col);
+  dot_tile<T, R, C, kFetch>(p, rows.begin, col);
 }
 
-template <class T, int C = kDotCols<T>>
+template <class T, bool kFetch, int C = kDotCols<T>>
 inline void dot_panel(const Problem<T>& p, const Range& rows, const Range& cols) {
   if constexpr (C > 1)
-    if (cols.size < C) return dot_panel<T, C - 1>(p, rows, cols);
+    if (cols.size < C) return dot_panel<T, false, C - 1>(p, rows, cols);
   const int64_t groups = divide_up(rows.size, kDotRows);
   for (int64_t g = 0; g < groups; ++g) {
     const Range part = even_part(rows.size, groups, g);
-    dot_rows<T, C>(p, Range{rows.begin + part.begin, part.size}, cols.begin);
+    dot_rows<T, C, kFetch>(p, Range{rows.begin + part.begin, part.size}, cols.begin);
   }
+}
+
+template <class T, bool kFetch>
+void dot_panels(const Problem<T>& p) {
+  const int64_t panels = divide_up(p.n, kDotCols<T>), pieces = divide_up(p.m, kPieceRows);
+  parallel_tasks(panels * pieces, divide_up(p.m, pieces) * p.k * kDotCols<T>,
+                 [&](int64_t t, int64_t end) {
+                   for (; t < end; ++t)
+                     dot_panel<T, kFetch>(p, even_part(p.m, pieces, t % pieces),
+                                          even_part(p.n, panels, t / pieces));
+                 });
 }
 
 template <class T>
 void dots(const Problem<T>& p) {
-  const int64_t panels = divide_up(p.n, kDotCols<T>), pieces = divide_up(p.m, kPieceRows);
-  parallel_tasks(
-      panels * pieces, divide_up(p.m, pieces) * p.k * kDotCols<T>, [&](int64_t t, int64_t end) {
-        for (; t < end; ++t)
-          dot_panel(p, even_part(p.m, pieces, t % pieces), even_part(p.n, panels, t / pieces));
-      });
+  const bool from_memory = p.n * p.k * static_cast<int64_t>(sizeof(T)) >= kFetchFrom;
+  from_memory&& p.m <= kFetchRows ? dot_panels<T, true>(p) : dot_panels<T, false>(p);
 }
 
 // ---- axpy ----
