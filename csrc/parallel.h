@@ -1,13 +1,12 @@
-// Threads: the only file that knows OpenMP.
+// Threads. OpenMP says how many (OMP_NUM_THREADS, threadpoolctl); the team is our own (parallel.cpp).
 //
 // Work is cut into fixed chunks of `grain` items, whatever the number of threads, so that a kernel
-// that reduces per chunk gives the same bits for 1 or N threads. Nested calls and calls in a forked
-// child run serially (libgomp's threads do not survive a fork, and waiting for them hangs).
+// that reduces per chunk gives the same bits for 1 or N threads. Nested calls, calls in a forked
+// child (threads do not survive a fork) and calls while another thread has the team run serially.
 //
-// Nobody waits in an OpenMP barrier: libgomp spins there without giving way, and where the system
-// has put two threads of a team on one core, the one that waits keeps the other from working until
-// its time slice ends (milliseconds, measured: a 128x128 product took 100 times as long). Here a
-// waiting thread spins for some microseconds, then yields.
+// A thread that waits for others spins for some microseconds, then yields: where the system has put
+// two threads of a team on one core, the one that waits would otherwise keep the other from working
+// until its time slice ends.
 #pragma once
 #include <omp.h>
 #include <sched.h>
@@ -17,19 +16,21 @@
 namespace grebe {
 
 extern bool g_forked_child;  // set by pthread_atfork in module.cpp
+extern __thread bool g_in_team;  // does this thread run a part of something?
 
-static inline int num_threads() {
-  return g_forked_child || omp_in_parallel() ? 1 : omp_get_max_threads();
-}
+static inline int num_threads() { return g_forked_child || g_in_team ? 1 : omp_get_max_threads(); }
 
-static inline void relax(int& spins) {
-  if (++spins > 256) {
-    sched_yield();
-    return;
-  }
+static inline void pause_core() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
+}
+
+static inline void relax(int& spins) {
+  if (++spins > 256)
+    sched_yield();
+  else
+    pause_core();
 }
 
 // All threads of a team wait for each other.
@@ -49,18 +50,19 @@ struct Barrier {
   }
 };
 
-// Runs f(thread, threads) on a team; the caller waits here until all have finished.
+// call(context, thread, size of the team) on each thread of a team of at most `threads`; returns when
+// all have finished.
+using TeamCall = void (*)(const void* context, int thread, int team);
+void run_on_team(int threads, TeamCall call, const void* context);
+
 template <class F>
 static inline void run_team(int threads, const F& f) {
-  int finished = 0;
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-    f(thread, team);
-    const int done = __atomic_add_fetch(&finished, 1, __ATOMIC_ACQ_REL);
-    if (thread == 0 && done < team)
-      for (int spins = 0; __atomic_load_n(&finished, __ATOMIC_ACQUIRE) < team;) relax(spins);
-  }
+  run_on_team(
+      threads,
+      [](const void* context, int thread, int team) {
+        (*static_cast<const F*>(context))(thread, team);
+      },
+      &f);
 }
 
 // f(begin, end) over disjoint ranges that cover [0, n); every range starts at a multiple of `grain`.

@@ -99,6 +99,15 @@ def test_many_python_threads() -> None:
             assert list(pool.map(work, range(4))) == expected
 
 
+@pytest.mark.parametrize("idle", [0, 1e-4, 1e-3, 1e-2])
+def test_threads_that_were_idle(idle: float) -> None:
+    expected = work()
+    for threads in (2, 1, 3, 2, 4) * 5:
+        grebe.set_num_threads(threads)
+        assert work() == expected
+        time.sleep(idle)
+
+
 def test_threadpoolctl_sees_and_limits_the_threads() -> None:
     grebe.set_num_threads(2)
     work()

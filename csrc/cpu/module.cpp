@@ -20,8 +20,6 @@ namespace py = pybind11;
 
 namespace grebe {
 
-bool g_forked_child = false;
-
 // In memory.cpp. Larger scratch space is refused from now on: for tests of kernels without memory.
 void limit_scratch(size_t bytes);
 

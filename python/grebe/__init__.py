@@ -5,18 +5,6 @@ PyTorch's names, arguments, defaults and shapes, on NumPy arrays and hand-writte
 
 from __future__ import annotations
 
-import os
-
-# libgomp reads this once, when _cpu loads it. By default an idle thread spins for a millisecond; on
-# a core that it shares with a busy thread that costs more than waking it up ever does.
-_set_spins = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
-if _set_spins:
-    os.environ["GOMP_SPINCOUNT"] = "500"
-from . import _cpu
-
-if _set_spins:
-    del os.environ["GOMP_SPINCOUNT"]
-
 from math import e, inf, nan, pi
 from typing import Any
 

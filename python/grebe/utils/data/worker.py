@@ -5,7 +5,7 @@ need nor leave half a message in a queue that others read: the parent sees the e
 connection, or the process's sentinel, and raises. Arrays travel as out-of-band pickle buffers: one
 copy into the socket, one out of it into pooled memory.
 
-Forking is safe here although kernels use OpenMP: a forked child runs them serially.
+Forking is safe here although kernels use threads: a forked child runs them serially.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class Worker:
             self.process = context.Process(target=_main, args=(task, far), daemon=True)
             try:
                 with warnings.catch_warnings():
-                    # Python 3.12 warns of forking with threads; ours are OpenMP's, see above.
+                    # Python 3.12 warns of forking with threads; ours are the kernels', see above.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     self.process.start()
             except BaseException:
