@@ -313,8 +313,9 @@ template <class T, int C, int S = 1>
 
 // From memory, columns are short runs, and the processor's prefetching loses each at its ends: the
 // same place of the next tile is asked for, within long columns 2 KiB ahead.
-constexpr int64_t kFetchFrom = 12 << 20;  // bytes of b; below, fetching costs more than it helps
-constexpr int64_t kFetchRows = 16;
+// Bytes of b beyond which that helps more than it costs, for very few rows and for up to kFetchRows.
+constexpr int64_t kFetchBeyond = 4 << 20, kFetchBeyondForMore = 12 << 20;
+constexpr int64_t kVeryFewRows = 4, kFetchRows = 16;
 
 template <class T>
 inline int64_t fetch_distance(const Problem<T>& p) {
@@ -387,8 +388,9 @@ void dot_panels(const Problem<T>& p) {
 
 template <class T>
 void dots(const Problem<T>& p) {
-  const bool from_memory = p.n * p.k * static_cast<int64_t>(sizeof(T)) >= kFetchFrom;
-  from_memory&& p.m <= kFetchRows ? dot_panels<T, true>(p) : dot_panels<T, false>(p);
+  const int64_t bytes = p.n * p.k * static_cast<int64_t>(sizeof(T));
+  const int64_t limit = p.m <= kVeryFewRows ? kFetchBeyond : kFetchBeyondForMore;
+  bytes > limit&& p.m <= kFetchRows ? dot_panels<T, true>(p) : dot_panels<T, false>(p);
 }
 
 // ---- axpy ----
