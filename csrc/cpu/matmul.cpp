@@ -390,7 +390,8 @@ template <class T>
 void dots(const Problem<T>& p) {
   const int64_t bytes = p.n * p.k * static_cast<int64_t>(sizeof(T));
   const int64_t limit = p.m <= kVeryFewRows ? kFetchBeyond : kFetchBeyondForMore;
-  bytes > limit&& p.m <= kFetchRows ? dot_panels<T, true>(p) : dot_panels<T, false>(p);
+  const bool fetch = p.m <= kFetchRows && bytes > limit;
+  fetch ? dot_panels<T, true>(p) : dot_panels<T, false>(p);
 }
 
 // ---- axpy ----
