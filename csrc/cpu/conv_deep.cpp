@@ -616,7 +616,7 @@ int64_t tiles_of(const View& images, int64_t side) {
 
 // Tiles of six inputs, to results `to`. Their 49 kernels per pair of channels cost about as much as
 // that many tiles.
-constexpr int64_t kKernelTiles = 32;
+constexpr int64_t kKernelTiles = 48;
 int64_t cost_of_six(const View& to, int64_t side) {
   return 49 * (tiles_of(to, side) + kKernelTiles);
 }
