@@ -26,8 +26,8 @@ LEVELS = ["baseline", "avx2", "avx512", "avx512bf16"]
 KERNEL_TESTS = [
     f"tests/test_{name}.py"
     for name in "ops shapes memory attention conv dropout elementwise_kernels embedding fork "
-    "linalg loss matmul nn norm optim pool random random_kernels reduce_kernels rnn simd softmax "
-    "sort".split()
+    "linalg loss matmul nn norm optim pool positions random random_kernels reduce_kernels rnn simd "
+    "softmax sort".split()
 ]
 # Kept in the environment, unlike pip's isolated build requirements, so that builds are incremental.
 BUILD_TOOLS = ["scikit-build-core>=1.0", "pybind11>=3.0", "numpy>=2.0", "cmake>=3.24", "ninja"]

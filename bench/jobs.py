@@ -163,33 +163,70 @@ def add_layer(
         return None if lib is np else both(lib, call, leaves(lib, case, grad=True))
 
 
-CONVS = [  # batch, channels, size; filters, kernel, stride, groups
-    (256, 1, 28, 6, 5, 1, 1),
-    (256, 6, 14, 16, 5, 1, 1),
-    (32, 1, 96, 64, 7, 2, 1),
-    (32, 64, 56, 64, 3, 1, 1),
-    (32, 128, 28, 128, 3, 1, 1),
-    (32, 256, 14, 256, 3, 1, 1),
-    (32, 512, 7, 512, 3, 1, 1),
-    (32, 64, 56, 128, 3, 2, 1),
-    (32, 64, 56, 256, 1, 1, 1),
-    (32, 128, 28, 128, 3, 1, 32),
-    (32, 128, 28, 128, 3, 1, 128),
+# function, input, weight, options other than the padding that keeps (with stride 1) the size
+CONVS: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, int]]] = [
+    ("conv2d", (256, 1, 28, 28), (6, 1, 5, 5), {}),
+    ("conv2d", (256, 6, 14, 14), (16, 6, 5, 5), {}),
+    ("conv2d", (32, 1, 96, 96), (64, 1, 7, 7), {"stride": 2}),
+    ("conv2d", (32, 64, 56, 56), (64, 64, 3, 3), {}),
+    ("conv2d", (32, 128, 28, 28), (128, 128, 3, 3), {}),
+    ("conv2d", (32, 256, 14, 14), (256, 256, 3, 3), {}),
+    ("conv2d", (32, 512, 7, 7), (512, 512, 3, 3), {}),
+    ("conv2d", (32, 64, 56, 56), (128, 64, 3, 3), {"stride": 2}),
+    ("conv2d", (32, 64, 56, 56), (256, 64, 1, 1), {}),
+    ("conv2d", (32, 1024, 14, 14), (256, 1024, 1, 1), {}),
+    ("conv2d", (32, 128, 28, 28), (128, 128, 3, 3), {"dilation": 2}),
+    ("conv2d", (32, 128, 28, 28), (128, 4, 3, 3), {"groups": 32}),
+    ("conv2d", (32, 128, 28, 28), (128, 1, 3, 3), {"groups": 128}),
+    ("conv_transpose2d", (32, 64, 14, 14), (64, 32, 4, 4), {"stride": 2}),
+    ("conv1d", (32, 128, 512), (128, 128, 5), {}),
+    ("conv3d", (4, 16, 16, 32, 32), (32, 16, 3, 3, 3), {}),
 ]
-for n, c, size, o, k, stride, groups in CONVS:
-    out = (size - 1) // stride + 1
-    inputs = normal((n, c, size, size), (o, c // groups, k, k), (o,))
-    attributes = {"strides": [stride] * 2, "pads": [k // 2] * 4, "group": groups}
+
+
+def add_conv(
+    function: str, shape: tuple[int, ...], weight: tuple[int, ...], options: dict[str, int]
+) -> None:
+    """Two jobs: the forward pass, and forward plus backward."""
+    stride, groups = options.get("stride", 1), options.get("groups", 1)
+    dilation, size = options.get("dilation", 1), len(weight) - 2
+    transposed = "transpose" in function
+    padding = (dilation * (weight[-1] - 1) + (not transposed)) // 2
+    filters = weight[1] * groups if transposed else weight[0]
+    # Places where the whole kernel lies: on the output, or of a transposed one on the input.
+    places = float(np.prod([n if transposed else (n - 1) // stride + 1 for n in shape[2:]]))
+    attributes = {
+        "strides": [stride] * size,
+        "pads": [padding] * 2 * size,
+        "dilations": [dilation] * size,
+        "group": groups,
+    }
+    inputs = normal(shape, weight, (filters,))
+    name = f"{function} {'x'.join(map(str, shape))}, {filters} of {'x'.join(map(str, weight[2:]))}"
     add_layer(
         "conv",
-        f"conv2d {n}x{c}x{size}x{size}, {o} of {k}x{k}, stride {stride}, {groups} groups",
+        name + "".join(f", {key} {value}" for key, value in options.items()),
         inputs,
-        lambda lib, x, w, b, k=k, s=stride, g=groups: lib.nn.functional.conv2d(
-            x, w, b, s, k // 2, 1, g
+        lambda lib, x, w, b: getattr(lib.nn.functional, function)(
+            x, w, b, padding=padding, **options
         ),
-        flops=2.0 * n * o * out * out * c // groups * k * k,
+        flops=2.0 * shape[0] * places * float(np.prod(weight)),
+        images=size == 2,
+        onnx=Node("ConvTranspose" if transposed else "Conv", inputs, attributes),
+    )
+
+
+for conv in CONVS:
+    add_conv(*conv)
+
+for size in (1, 7):
+    add_layer(
+        "ops",
+        f"adaptive_avg_pool2d 32x256x14x14 to {size}x{size}",
+        normal((32, 256, 14, 14)),
+        lambda lib, x, size=size: lib.nn.functional.adaptive_avg_pool2d(x, size),
+        bytes=4.0 * 32 * 256 * (14**2 + size**2),
         images=True,
-        onnx=Node("Conv", inputs, attributes),
     )
 
 for rows, classes in ((256, 10), (4096, 1000), (1024, 50257)):
@@ -206,6 +243,22 @@ add_layer(
     with_labels((4096, 1000), 1000, (4096,)),
     lambda lib, x, y: lib.nn.functional.cross_entropy(x, y, label_smoothing=0.1),
     bytes=4.0 * 4096 * 1000,
+)
+add_layer(
+    "loss",
+    "cross_entropy 4096x1000, weights, ignore_index",
+    with_labels((4096, 1000), 1000, (4096,)),
+    lambda lib, x, y: lib.nn.functional.cross_entropy(
+        x, y, weight=lib.linspace(0.5, 1.5, 1000), ignore_index=0
+    ),
+    bytes=4.0 * 4096 * 1000,
+)
+add_layer(
+    "loss",
+    "cross_entropy 4096x1000, probabilities",
+    normal((4096, 1000), (4096, 1000)),
+    lambda lib, x, y: lib.nn.functional.cross_entropy(x, y.detach()),
+    bytes=8.0 * 4096 * 1000,
 )
 add_layer(
     "loss",
@@ -270,38 +323,6 @@ for n in (1_000_000, 10_000_000):
         lambda lib, x: lib.nn.functional.dropout(x, 0.5),
         bytes=8.0 * n,
     )
-
-# ---- recurrent layers ----
-
-
-def add_recurrent(kind: str, gates: int, steps: int, batch: int, size: int, hidden: int) -> None:
-    """An LSTM or GRU layer over whole sequences: two jobs."""
-    rows, shape = gates * hidden, (steps, batch, size)
-    name, attributes = f"{kind} {steps}x{batch}x{size}, {hidden} units", {"hidden_size": hidden}
-    if kind == "GRU":
-        attributes["linear_before_reset"] = 1
-    inputs = normal(shape, (1, rows, size), (1, rows, hidden), (1, 2 * rows), scale=0.1)
-    work = 2.0 * steps * batch * rows * (size + hidden)
-
-    @job("recurrent", name, flops=work, onnx=Node(kind, inputs, attributes))
-    def prepare(lib: ModuleType) -> Call | None:
-        if lib is np:
-            return None
-        layer = getattr(lib.nn, kind)(size, hidden).requires_grad_(False)
-        return forward(lib, lambda lib, x: layer(x)[0], tensors_of(lib, noise((shape,))))
-
-    @job("recurrent", name, "forward+backward")
-    def prepare_both(lib: ModuleType) -> Call | None:
-        if lib is np:
-            return None
-        layer = getattr(lib.nn, kind)(size, hidden)
-        tensors = [*tensors_of(lib, noise((shape,)), grad=True), *layer.parameters()]
-        return both(lib, lambda lib, x, *_: layer(x)[0], tensors)
-
-
-for sizes in ((35, 32, 256, 256), (32, 1024, 28, 32), (35, 1, 256, 256)):
-    add_recurrent("LSTM", 4, *sizes)
-    add_recurrent("GRU", 3, *sizes)
 
 # ---- optimizers: one step over ResNet-18's parameters, and over many small tensors ----
 
@@ -507,8 +528,17 @@ def add_recurrent(
         pack = lib.nn.utils.rnn.pack_padded_sequence
         return timed_module(lib, layer, x, lambda: layer(pack(x, lengths))[0].data, grad)
 
-    job("rnn", name, flops=work)(lambda lib: make(lib, False))
+    onnx = None if options or kind == "RNN" else recurrent_node(kind, steps, batch, inputs, hidden)
+    job("rnn", name, flops=work, onnx=onnx)(lambda lib: make(lib, False))
     job("rnn", name, "forward+backward", flops=3 * work)(lambda lib: make(lib, True))
+
+
+def recurrent_node(kind: str, steps: int, batch: int, inputs: int, hidden: int) -> Node:
+    """ONNX's operator: its input, then weights and biases of one direction."""
+    rows = GATES[kind] * hidden
+    shapes = (steps, batch, inputs), (1, rows, inputs), (1, rows, hidden), (1, 2 * rows)
+    gru = {"linear_before_reset": 1} if kind == "GRU" else {}
+    return Node(kind, normal(*shapes, scale=0.1), {"hidden_size": hidden, **gru})
 
 
 def add_cell(kind: str, batch: int, inputs: int, hidden: int) -> None:

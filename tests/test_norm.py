@@ -161,7 +161,9 @@ def run_layer_norm(x: Any, g: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(1, 7), (70, 17), (2, 33, 768), (3, 5000), (1000, 64)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 7), (70, 17), (2, 33, 768), (3, 5000), (1000, 64), (2, 70_001)], ids=str
+)
 def test_layer_norm(shape: tuple[int, ...], dtype: Any) -> None:
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal(shape).astype(dtype) + 3, rng.standard_normal(shape).astype(dtype))
@@ -311,8 +313,9 @@ def channels_last(x: Any) -> Any:
     return x.contiguous(memory_format=grebe.channels_last)
 
 
-def test_group_norm_keeps_the_layout() -> None:
-    x, grad, w, b = draw((3, 6, 40, 30), np.float64)
+@pytest.mark.parametrize("size", [(40, 30), (80, 70)], ids=str)  # one part per channel, or several
+def test_group_norm_keeps_the_layout(size: tuple[int, int]) -> None:
+    x, grad, w, b = draw((3, 6, *size), np.float64)
     results = []
     for place in (lambda t: t, channels_last):
         leaf = place(grebe.from_numpy(x + 100)).requires_grad_()

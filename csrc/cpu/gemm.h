@@ -239,7 +239,8 @@ inline void transpose_columns(T* dst, int64_t ld, const T* src, int64_t stride, 
   }
 }
 
-// A matrix in memory as the left operand, any strides; fast where one of them is 1.
+// A matrix in memory as the left operand, any strides; fast where it is dense along m. (What is
+// dense along k is read in place, see below.)
 template <class T>
 struct PackLeft {
   static constexpr bool kInPlace = false;
@@ -251,38 +252,8 @@ struct PackLeft {
     int64_t q = 0;
     if (row_stride == 1 && rows == kRows)
       for (; q < k; ++q) __builtin_memcpy(dst + q * kRows, src + q * k_stride, kRows * sizeof(T));
-    else if (k_stride == 1)
-      q = transpose_rows(dst, src, rows, k);
     for (; q < k; ++q)
       for (int64_t i = 0; i < rows; ++i) dst[q * kRows + i] = src[i * row_stride + q * k_stride];
-  }
-
- private:
-  // lanes<T> columns at a time; whole vectors are stored, what they spill over the column is
-  // overwritten by the next one: so the last columns are left to the caller.
-  int64_t transpose_rows(T* dst, const T* src, int64_t rows, int64_t k) const {
-    constexpr int L = lanes<T>, N = L < 8 ? L : 8, kGroups = (kRows + N - 1) / N;
-    const T* from[kGroups * N];
-    for (int64_t i = 0; i < kGroups * N; ++i) from[i] = src + (i < rows ? i : 0) * row_stride;
-    int64_t q = 0;
-    for (; q + L < k; q += L) {
-      vec<T> x[kGroups][N];
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) {
-#pragma GCC unroll 8
-        for (int i = 0; i < N; ++i) x[g][i] = load(from[g * N + i] + q);
-        transpose<T, N>(x[g]);
-      }
-#pragma GCC unroll 2
-      for (int h = 0; h < L / N; ++h)
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j)
-#pragma GCC unroll 4
-          for (int g = 0; g < kGroups; ++g)
-            __builtin_memcpy(dst + (q + h * N + j) * kRows + g * N,
-                             reinterpret_cast<const T*>(&x[g][j]) + h * N, N * sizeof(T));
-    }
-    return q;
   }
 };
 

@@ -254,12 +254,11 @@ bool bias_dropout_typed(const View& x, const View& bias, const View& residual, c
   return true;
 }
 
+// With a bias there is a residual too.
 template <class T>
 bool bias_dropout_any(const View& x, const View& bias, const View& residual, const View& y,
                       const View& gbias, const Dropout& drop) {
-  if (bias.data)
-    return residual.data ? bias_dropout_typed<true, true, T>(x, bias, residual, y, gbias, drop)
-                         : bias_dropout_typed<true, false, T>(x, bias, residual, y, gbias, drop);
+  if (bias.data) return bias_dropout_typed<true, true, T>(x, bias, residual, y, gbias, drop);
   return residual.data ? bias_dropout_typed<false, true, T>(x, bias, residual, y, gbias, drop)
                        : bias_dropout_typed<false, false, T>(x, bias, residual, y, gbias, drop);
 }
