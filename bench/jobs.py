@@ -695,6 +695,8 @@ def prepare_loader(lib: ModuleType) -> Call | None:
 
 def text_step(lib: ModuleType, net: Any, loss_of: Callable[[], Any]) -> Call:
     optimizer = lib.optim.Adam(net.parameters(), lr=2e-3)
+    if mode == "compile":
+        loss_of = lib.compile(loss_of)
 
     def step() -> None:
         optimizer.zero_grad()
