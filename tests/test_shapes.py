@@ -66,9 +66,10 @@ def test_products_of_any_sizes(dtype: Any) -> None:
     for _ in range(60):
         m, k, n = (2 ** rng.uniform(0, 10.5, 3)).astype(int)
         product(rng, m, k, n, "".join(rng.choice(["N", "T"], 2)), dtype)
-    for deep in ((9, 5000, 3), (9, 5000, 17), (40, 9000, 33), (5, 9000, 64)):
-        product(rng, *deep, "NN", dtype)
-        product(rng, *deep, "TN", dtype)
+    deep = [(9, 5000, 3), (9, 5000, 17), (40, 9000, 33), (5, 9000, 64), (9, 90_000, 4)]
+    for size in (*deep, (300, 1030, 700), (4100, 400, 90)):  # the last two: copied in blocks
+        for layout in ("NN", "TN", "TT"):
+            product(rng, *size, layout, dtype)
 
 
 @FLOATS

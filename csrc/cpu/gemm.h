@@ -2,21 +2,19 @@
 //
 //   c[i, j] = epilogue(sum_k A[i, k] * B[k, j] + beta * c[i, j])
 //
-// The caller says how a panel of A and of B is packed, so neither has to exist as a matrix, and
-// what happens to a finished vector of c. A whose rows are dense is read in place (LeftInPlace).
+// A has dense rows and is read where it is. The caller says how a panel of B is packed, so B does not
+// have to exist as a matrix, and what happens to a finished vector of c.
 //
 // Layout. The tile that stays in registers is kRows x kCols<T> (6 x 64 float32 with AVX-512, 6 x 16
-// with AVX2). A panel of A holds kRows rows, k-major: a[p * kRows + i]. A panel of B holds kCols
-// columns: b[p * kCols + j]. k is cut in equal blocks of at most kDepth, or kDepthInPlace where A
-// is not packed (a panel of B stays in L2), B further in equal blocks of at most kBlockCols columns
-// (L3), a packed A in equal blocks of at most kBlockRows rows.
+// with AVX2). A panel of B holds kCols columns, k-major: b[p * kCols + j]. k is cut in equal blocks
+// of at most kDepth (a panel of B stays in L2), B further in equal blocks of at most kBlockCols
+// columns (L3).
 //
-// Threads pack both blocks together, wait, then take tasks (some row panels x some column panels)
+// Threads pack a block of B together, wait, then take tasks (some row panels x some column panels)
 // from a counter. Every element of c is one chain of fused multiply-adds per k block, in order of
 // k, whoever computes it: the result does not depend on the number of threads.
 //
-// Floor: 2 m n k flops. Measured on Zen 4, one thread: 91-94% of the peak with A in place, 87-89%
-// with A packed (docs/kernels/matmul.md).
+// Floor: 2 m n k flops. Measured on Zen 4, one thread: 91-94% of the peak (docs/kernels/matmul.md).
 #pragma once
 #include <utility>
 
@@ -33,14 +31,7 @@ constexpr int kVectors = 2;  // 12 of 16
 #endif
 template <class T>
 constexpr int kCols = kVectors * static_cast<int>(lanes<T>);
-template <class T>
-constexpr int64_t kDepth = sizeof(T) == 4 ? 384 : 256;
-#if defined(__AVX512BF16__)
-template <>
-constexpr int64_t kDepth<bf16pair> = 512;
-#endif
-constexpr int64_t kDepthInPlace = 1024;  // 256 KiB of B
-constexpr int64_t kBlockRows = 680 * kRows;
+constexpr int64_t kDepth = 1024;  // 256 KiB of B
 constexpr int64_t kBlockCols = 2048;
 
 constexpr int64_t kParallelWork = 128 * 1024;  // multiply-adds: below, waking threads costs more
@@ -139,27 +130,16 @@ template <class T, int R, int V, class Epilogue>
   }
 }
 
-// kRows rows of the left operand: packed, or `row_stride` elements apart and dense.
-template <class T, bool kInPlace>
-struct RowPanel {
-  const T* data;
-  int64_t row_stride;
-};
-
-template <class T, int R, int V, bool kInPlace, class Epilogue>
-[[gnu::noinline]] void packed_tile(int64_t k, const RowPanel<T, kInPlace>& a, const T* b,
-                                   sum_of<T>* c, int64_t ldc, int64_t n,
-                                   const Stage<sum_of<T>>& stage, int64_t row, int64_t col,
-                                   const Epilogue& epilogue) {
+template <class T, int R, int V, class Epilogue>
+[[gnu::noinline]] void packed_tile(int64_t k, const T* a, int64_t lda, const T* b, sum_of<T>* c,
+                                   int64_t ldc, int64_t n, const Stage<sum_of<T>>& stage,
+                                   int64_t row, int64_t col, const Epilogue& epilogue) {
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 24
     for (int v = 0; v < V; ++v) __builtin_prefetch(c + i * ldc + v * lanes<T>, 1);
   vec<sum_of<T>> acc[R][V] = {};
-  if constexpr (kInPlace)
-    multiply_add<T, R, V, false>(k, a.data, a.row_stride, 1, b, kCols<T>, 0, acc);
-  else
-    multiply_add<T, R, V, false>(k, a.data, 1, kRows, b, kCols<T>, 0, acc);
+  multiply_add<T, R, V, false>(k, a, lda, 1, b, kCols<T>, 0, acc);
   finish_tile(acc, c, ldc, n, stage, row, col, epilogue);
 }
 
@@ -177,13 +157,13 @@ template <class T, int V, class... Args>
 }
 
 // rows x n of c, rows <= kRows, n <= kCols.
-template <class T, bool kInPlace, class Epilogue>
-inline void packed_tile_any(int64_t rows, int64_t k, const RowPanel<T, kInPlace>& a, const T* b,
+template <class T, class Epilogue>
+inline void packed_tile_any(int64_t rows, int64_t k, const T* a, int64_t lda, const T* b,
                             sum_of<T>* c, int64_t ldc, int64_t n, const Stage<sum_of<T>>& stage,
                             int64_t row, int64_t col, const Epilogue& epilogue) {
   const int64_t vectors = (n + lanes<T> - 1) / lanes<T>;
   auto with = [&](auto v) {
-    packed_tile_rows<T, v>(rows, k, a, b, c, ldc, n, stage, row, col, epilogue);
+    packed_tile_rows<T, v>(rows, k, a, lda, b, c, ldc, n, stage, row, col, epilogue);
   };
   if (vectors == kVectors) return with(std::integral_constant<int, kVectors>{});
   if constexpr (kVectors > 2) {
@@ -239,36 +219,6 @@ inline void transpose_columns(T* dst, int64_t ld, const T* src, int64_t stride, 
   }
 }
 
-// A matrix in memory as the left operand, any strides; fast where it is dense along m. (What is
-// dense along k is read in place, see below.)
-template <class T>
-struct PackLeft {
-  static constexpr bool kInPlace = false;
-  const T* data;
-  int64_t row_stride, k_stride;
-
-  void operator()(T* dst, int64_t row, int64_t rows, int64_t p, int64_t k) const {
-    const T* src = data + row * row_stride + p * k_stride;
-    int64_t q = 0;
-    if (row_stride == 1 && rows == kRows)
-      for (; q < k; ++q) __builtin_memcpy(dst + q * kRows, src + q * k_stride, kRows * sizeof(T));
-    for (; q < k; ++q)
-      for (int64_t i = 0; i < rows; ++i) dst[q * kRows + i] = src[i * row_stride + q * k_stride];
-  }
-};
-
-// A matrix with dense rows as the left operand, read where it is.
-template <class T>
-struct LeftInPlace {
-  static constexpr bool kInPlace = true;
-  const T* data;
-  int64_t row_stride;
-
-  RowPanel<T, true> panel(int64_t row, int64_t p) const {
-    return {data + row * row_stride + p, row_stride};
-  }
-};
-
 // A matrix as the right operand.
 template <class T>
 struct PackRight {
@@ -300,27 +250,21 @@ struct PackRight {
   }
 };
 
-// How m, n and k are cut.
-template <class T, class Left>
+// How n and k are cut.
+template <class T>
 struct Blocking {
-  int64_t rows, cols, depth;
-  Blocking(int64_t m, int64_t n, int64_t k)
-      : rows(Left::kInPlace ? m : block_size(m, kBlockRows, kRows)),
-        cols(block_size(n, kBlockCols, kCols<T>)),
-        depth(block_size(k, Left::kInPlace ? kDepthInPlace : kDepth<T>, 1)) {}
-  int64_t left_bytes() const {
-    return Left::kInPlace ? 0 : divide_up(rows * depth * sizeof(T), 64) * 64;
-  }
-  int64_t right_bytes() const { return cols * depth * sizeof(T); }
+  int64_t cols, depth;
+  Blocking(int64_t n, int64_t k)
+      : cols(block_size(n, kBlockCols, kCols<T>)), depth(block_size(k, kDepth, 1)) {}
 };
 
 constexpr int64_t kCounterBytes = 256;
 
 // Bytes that gemm needs; 64-byte aligned, its own for the time of the call.
-template <class T, class Left>
-inline int64_t gemm_workspace(int64_t m, int64_t n, int64_t k) {
-  const Blocking<T, Left> blocking(m, n, k);
-  return kCounterBytes + blocking.left_bytes() + blocking.right_bytes();
+template <class T>
+inline int64_t gemm_workspace(int64_t n, int64_t k) {
+  const Blocking<T> size(n, k);
+  return kCounterBytes + size.cols * size.depth * static_cast<int64_t>(sizeof(T));
 }
 
 // Row panels x column panels per task: at most 32 x 4 (A's part stays in L2), fewer where that
@@ -342,40 +286,28 @@ struct TaskGrid {
   }
 };
 
-// The part of the product in work between two barriers: rows x cols of c from (row, col), k columns
-// of A from p, and where the operands are packed.
+// The part of the product in work between two barriers: columns `cols` from `col`, k columns of A
+// from p; b: where its part of B is packed.
 template <class T>
 struct Block {
-  int64_t row, rows, col, cols, p, k;
-  T *a, *b;
+  int64_t rows, col, cols, p, k;
+  T* b;
   int64_t row_panels() const { return divide_up(rows, kRows); }
   int64_t col_panels() const { return divide_up(cols, kCols<T>); }
 };
 
-// This thread's share of the packing. A stays packed while col moves on.
-template <class T, class Left, class PackB>
-inline void pack_block(const Block<T>& x, int thread, int threads, const Left& left,
-                       const PackB& pack_b) {
-  const int64_t row_panels = x.col == 0 ? x.row_panels() : 0, col_panels = x.col_panels();
-  if constexpr (!Left::kInPlace)
-    for (int64_t i = row_panels * thread / threads; i < row_panels * (thread + 1) / threads; ++i)
-      left(x.a + i * kRows * x.k, x.row + i * kRows, smaller(kRows, x.rows - i * kRows), x.p, x.k);
-  for (int64_t j = col_panels * thread / threads; j < col_panels * (thread + 1) / threads; ++j)
+// This thread's share of the packing.
+template <class T, class PackB>
+inline void pack_block(const Block<T>& x, int thread, int threads, const PackB& pack_b) {
+  const int64_t panels = x.col_panels();
+  for (int64_t j = panels * thread / threads; j < panels * (thread + 1) / threads; ++j)
     pack_b(x.b + j * kCols<T> * x.k, x.col + j * kCols<T>, smaller(kCols<T>, x.cols - j * kCols<T>),
            x.p, x.k);
 }
 
-template <class T, class Left>
-inline RowPanel<T, Left::kInPlace> row_panel(const Block<T>& x, const Left& left, int64_t i) {
-  if constexpr (Left::kInPlace)
-    return left.panel(x.row + i * kRows, x.p);
-  else
-    return {x.a + i * kRows * x.k, 1};
-}
-
 // Takes tasks until none is left.
-template <class T, class Left, class Epilogue>
-inline void multiply_block(const Block<T>& x, const Left& left, const TaskGrid& grid,
+template <class T, class Epilogue>
+inline void multiply_block(const Block<T>& x, const T* a, int64_t lda, const TaskGrid& grid,
                            int64_t* next_task, sum_of<T>* c, int64_t ldc,
                            const Stage<sum_of<T>>& stage, const Epilogue& epilogue) {
   for (;;) {
@@ -385,8 +317,8 @@ inline void multiply_block(const Block<T>& x, const Left& left, const TaskGrid& 
     const int64_t j0 = task % grid.count_cols * grid.cols;
     for (int64_t j = j0; j < smaller(j0 + grid.cols, x.col_panels()); ++j) {
       for (int64_t i = i0; i < smaller(i0 + grid.rows, x.row_panels()); ++i) {
-        const int64_t row = x.row + i * kRows, col = x.col + j * kCols<T>;
-        packed_tile_any<T>(smaller(kRows, x.rows - i * kRows), x.k, row_panel(x, left, i),
+        const int64_t row = i * kRows, col = x.col + j * kCols<T>;
+        packed_tile_any<T>(smaller(kRows, x.rows - row), x.k, a + row * lda + x.p, lda,
                            x.b + j * kCols<T> * x.k, c + row * ldc + col, ldc,
                            smaller(kCols<T>, x.cols - j * kCols<T>), stage, row, col, epilogue);
       }
@@ -394,48 +326,43 @@ inline void multiply_block(const Block<T>& x, const Left& left, const TaskGrid& 
   }
 }
 
-// c is m x n, row-major with row stride ldc; m, n, k >= 1. beta == 0: c is not read.
+// c is m x n, row-major with row stride ldc, a m x k with row stride lda; m, n, k >= 1. The call's
+// own stage: the factor of what c holds (0: c is not read), and whether the epilogue is due.
 //
-// left: LeftInPlace, or one that packs, kInPlace = false and left(dst, row, rows, p, k): rows <=
-//   kRows rows from `row`, k columns from p: dst[q * kRows + i] = A[row + i, p + q]. Rows beyond
-//   `rows` are never used.
 // pack_b(dst, col, cols, p, k): cols <= kCols columns from `col`:
 //   dst[q * kCols + j] = B[p + q, col + j]. Lanes beyond `cols` are read up to a whole vector and
 //   thrown away: fill them with zeros.
 // epilogue(x, row, col, n) -> vec<T>: called once for every finished vector of c, c[row, col...],
-//   n <= lanes of it valid; or epilogue.tile, see apply_epilogue. The packers and the epilogue are
+//   n <= lanes of it valid; or epilogue.tile, see apply_epilogue. The packer and the epilogue are
 //   called from several threads.
 //
-// `workspace`: gemm_workspace<T, Left>(m, n, k) bytes. Runs serially inside a parallel section.
-template <class T, class Left, class PackB, class Epilogue>
-void gemm(int64_t m, int64_t n, int64_t k, const Left& left, const PackB& pack_b, sum_of<T>* c,
-          int64_t ldc, sum_of<T> beta, const Epilogue& epilogue, void* workspace) {
-  const Blocking<T, Left> size(m, n, k);
+// `workspace`: gemm_workspace<T>(n, k) bytes. Runs serially inside a parallel section.
+template <class T, class PackB, class Epilogue>
+void gemm(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const PackB& pack_b,
+          sum_of<T>* c, int64_t ldc, const Stage<sum_of<T>>& whole, const Epilogue& epilogue,
+          void* workspace) {
+  const Blocking<T> size(n, k);
   // Two task counters, a cache line apart: one in use, the other made ready for the next block.
   int64_t* const next_task = static_cast<int64_t*>(workspace);
   next_task[0] = next_task[16] = 0;
-  char* const panels = static_cast<char*>(workspace) + kCounterBytes;
-  T* const a = reinterpret_cast<T*>(panels);
-  T* const b = reinterpret_cast<T*>(panels + size.left_bytes());
+  T* const b = reinterpret_cast<T*>(static_cast<char*>(workspace) + kCounterBytes);
 
   const bool large = m * n >= kParallelWork / smaller(k, kParallelWork);
   Barrier barrier;
   parallel_region(large ? num_threads() : 1, [&](int thread, int threads) {
     int use = 0;
     for (int64_t p = 0; p < k; p += size.depth) {
-      const Stage<sum_of<T>> stage{p == 0 ? beta : sum_of<T>(1), p + size.depth >= k};
-      for (int64_t row = 0; row < m; row += size.rows) {
-        for (int64_t col = 0; col < n; col += size.cols, use ^= 16) {
-          const Block<T> x{row, smaller(size.rows, m - row), col, smaller(size.cols, n - col),
-                           p,   smaller(size.depth, k - p),  a,   b};
-          pack_block(x, thread, threads, left, pack_b);
-          if (thread == 0) next_task[use ^ 16] = 0;
-          if (threads > 1) barrier.wait(threads);
-          const TaskGrid grid(x.row_panels(), x.col_panels(), threads);
-          multiply_block(x, left, grid, next_task + use, c, ldc, stage, epilogue);
-          const bool done = stage.last && row + size.rows >= m && col + size.cols >= n;
-          if (threads > 1 && !done) barrier.wait(threads);
-        }
+      const bool last = p + size.depth >= k;
+      const Stage<sum_of<T>> stage{p == 0 ? whole.scale : sum_of<T>(1), last && whole.last};
+      for (int64_t col = 0; col < n; col += size.cols, use ^= 16) {
+        const Block<T> x{m, col, smaller(size.cols, n - col), p, smaller(size.depth, k - p), b};
+        pack_block(x, thread, threads, pack_b);
+        if (thread == 0) next_task[use ^ 16] = 0;
+        if (threads > 1) barrier.wait(threads);
+        const TaskGrid grid(x.row_panels(), x.col_panels(), threads);
+        multiply_block(x, a, lda, grid, next_task + use, c, ldc, stage, epilogue);
+        const bool done = last && col + size.cols >= n;
+        if (threads > 1 && !done) barrier.wait(threads);
       }
     }
   });

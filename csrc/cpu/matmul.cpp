@@ -14,15 +14,14 @@
 //   transposed  b's columns dense: b is transposed once into scratch, then as above.
 //   dots        few rows or columns, both operands dense along k: tiles of 6 x 4 dot products.
 //   axpy        one row, b's rows dense and beyond 4 MB: c += 8 rows of b at a time.
-//   panels      larger, a's rows dense: gemm.h with b packed, a in place.
-//   packed      everything else: gemm.h with both packed.
+//   panels      larger, a's rows dense: gemm.h, b packed.
+//   copied      everything else: a is brought into dense rows, block by block, then as above.
 // bfloat16 is brought into pairs along k (or floats) first and takes the same ways.
 //
 // Floor: 2 m n k flops at the peak of the multiply-add units; with one row or column, the bytes of
 // b once. Measured on Zen 4, one thread (best of a run, share of 118 GFLOP/s, bfloat16 of 236):
-// direct 89-97%, transposed 88-95%, dots 80-95%, panels 91-94%, packed 87-89%, bfloat16 89-93%; one
-// row 92% of L2's bandwidth, 71% of L3's, 93% of memory's. docs/kernels/matmul.md has the ratios
-// and what failed.
+// direct 89-97%, transposed 88-95%, dots 80-95%, panels 91-94%, bfloat16 89-93%; one row 92% of L2's
+// bandwidth, 71% of L3's, 93% of memory's. docs/kernels/matmul.md has the ratios and what failed.
 #include "bf16.h"
 #include "gemm.h"
 
@@ -239,9 +238,12 @@ void direct(const Problem<T>& p) {
 
 // ---- deep ----
 
+constexpr int64_t kDeepBytes = 1536;  // of a along k in a block
+
 template <class T, int V>
 void deep_panel(const Problem<T>& p) {
-  const int64_t groups = divide_up(p.m, kDirectRows<V>), blocks = divide_up(p.k, kDepth<T>);
+  constexpr int64_t kBlock = kDeepBytes / sizeof(T);
+  const int64_t groups = divide_up(p.m, kDirectRows<V>), blocks = divide_up(p.k, kBlock);
   parallel_tasks(groups, p.k * kDirectRows<V> * p.n, [&](int64_t begin, int64_t end) {
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = even_part(p.k, blocks, block);
@@ -250,7 +252,7 @@ void deep_panel(const Problem<T>& p) {
       q.a += k.begin * p.a_k;
       q.b += k.begin * p.b_k;
       if (block > 0) q.beta = sum_of<T>(1);
-      q.last = block + 1 == blocks;
+      q.last = p.last && block + 1 == blocks;
       for (int64_t g = begin; g < end; ++g) direct_rows<T, V>(q, even_part(p.m, groups, g), 0, p.n);
     }
   });
@@ -269,20 +271,20 @@ void deep(const Problem<T>& p) {
 
 // ---- transposed ----
 
-// Not a power of two: rows of the copy must not all fall on the same cache sets.
+// Row length of a copy. Not a power of two: rows must not all fall on the same cache sets.
 template <class T>
-inline int64_t transposed_row(int64_t n) {
+inline int64_t copied_row(int64_t n) {
   const int64_t row = divide_up(n, lanes<T>) * lanes<T>;
   return row % 128 == 0 ? row + lanes<T> : row;
 }
 
 template <class T>
-void transposed(const Problem<T>& p, void* workspace) {
+void transposed(const Problem<T>& p, char* workspace) {
   constexpr int64_t kStep = 4 * lanes<T>;
   Problem<T> q = p;
-  q.b_k = transposed_row<T>(p.n);
+  q.b_k = copied_row<T>(p.n);
   q.b_col = 1;
-  T* const b = static_cast<T*>(workspace);
+  T* const b = reinterpret_cast<T*>(workspace);
   q.b = b;
   parallel_tasks(divide_up(p.n, kStep), kStep * p.k, [&](int64_t t, int64_t end) {
     const int64_t col = t * kStep, stop = smaller(end * kStep, p.n);
@@ -352,7 +354,7 @@ template <class T, int R, int C, bool kFetch>
 #pragma GCC unroll 6
   for (int i = 0; i < R; ++i) {
     vec<sum_of<T>> sums[1][1] = {{sum_lanes<sum_of<T>, kDotCols<T>>(acc[i])}};
-    finish_tile(sums, p.c + (row + i) * p.c_row + col, p.c_row, C, Stage<sum_of<T>>{p.beta, true},
+    finish_tile(sums, p.c + (row + i) * p.c_row + col, p.c_row, C, Stage<sum_of<T>>{p.beta, p.last},
                 row + i, col, p.epilogue);
   }
 }
@@ -403,7 +405,7 @@ constexpr int64_t kAxpyCols = 4096;
 template <class T, int R>
 inline void axpy_rows(const Problem<T>& p, int64_t q, int64_t col, int64_t n) {
   constexpr int64_t L = lanes<T>;
-  const Stage<sum_of<T>> stage{q == 0 ? p.beta : sum_of<T>(1), q + R == p.k};
+  const Stage<sum_of<T>> stage{q == 0 ? p.beta : sum_of<T>(1), p.last && q + R == p.k};
   const T* b = p.b + q * p.b_k + col;
   vec<T> x[R];
 #pragma GCC unroll 8
@@ -436,7 +438,7 @@ void axpy(const Problem<T>& p) {
 
 constexpr int64_t kDirectBytes = 1280 << 10;
 
-enum class Way { kDirect, kDeep, kDots, kAxpy, kPanels, kPacked, kTransposed };
+enum class Way { kDirect, kDeep, kDots, kAxpy, kPanels, kTransposed, kCopied };
 
 // The limits are measured, see docs/kernels/matmul.md.
 template <class T>
@@ -452,46 +454,117 @@ Way choose(const Problem<T>& p) {
   if (dense_columns && p.a_k == 1 && (few_rows || few_columns)) return Way::kDots;
   // In place or after one transposition b must stay in L2; a dense along m costs a cache line per
   // step of k.
-  const bool fits = b_bytes <= (p.m <= 128 ? kDirectBytes : kDirectBytes / 2) &&
-                    (p.a_k == 1 || p.m <= 128 || p.k <= 384);
-  if (dense_rows && fits && (kMaskedLoads || p.n % L == 0)) return Way::kDirect;
-  if (dense_rows && p.n <= kCols<T> && kMaskedLoads) return Way::kDeep;
-  if (dense_columns && fits && kMaskedLoads) return Way::kTransposed;
-  return p.a_k == 1 ? Way::kPanels : Way::kPacked;
-}
-
-template <class T, class Left>
-void packed(const Problem<T>& p, const Left& left, void* workspace) {
-  gemm<T>(p.m, p.n, p.k, left, PackRight<T>{p.b, p.b_k, p.b_col}, p.c, p.c_row, p.beta, p.epilogue,
-          workspace);
+  const bool fits = b_bytes <= kDirectBytes && (p.a_k == 1 || p.m <= 128 || p.k <= 384);
+  const bool whole = kMaskedLoads || p.n % L == 0;
+  if (dense_rows && fits && whole) return Way::kDirect;
+  if (dense_rows && p.n <= kCols<T> && whole) return Way::kDeep;
+  if (dense_columns && fits && whole) return Way::kTransposed;
+  return p.a_k == 1 ? Way::kPanels : Way::kCopied;
 }
 
 template <class T>
-void run_way(Way way, const Problem<T>& p, void* workspace) {
+void panels(const Problem<T>& p, char* workspace) {
+  gemm<T>(p.m, p.n, p.k, p.a, p.a_row, PackRight<T>{p.b, p.b_k, p.b_col}, p.c, p.c_row,
+          {p.beta, p.last}, p.epilogue, workspace);
+}
+
+// ---- copied ----
+
+template <class T>
+void run_way(Way way, const Problem<T>& p, char* workspace);
+template <class T>
+int64_t workspace_bytes(Way way, const Problem<T>& p);
+
+constexpr int64_t kCopiedRows = 4096;  // of a at a time, kDepth columns
+
+template <class T>
+struct CopyBlocks {
+  int64_t row_blocks, k_blocks;
+  explicit CopyBlocks(const Problem<T>& p)
+      : row_blocks(divide_up(p.m, kCopiedRows)), k_blocks(divide_up(p.k, kDepth)) {}
+
+  // The largest of them is block (0, 0).
+  Problem<T> block(const Problem<T>& p, int64_t i, int64_t j) const {
+    const Range rows = even_part(p.m, row_blocks, i), k = even_part(p.k, k_blocks, j);
+    Problem<T> q = p;
+    q.m = rows.size;
+    q.k = k.size;
+    q.a += rows.begin * p.a_row + k.begin * p.a_k;
+    q.b += k.begin * p.b_k;
+    q.c += rows.begin * p.c_row;
+    q.epilogue.narrow += rows.begin * p.epilogue.narrow_row;
+    if (j > 0) q.beta = sum_of<T>(1);
+    q.last = j + 1 == k_blocks;
+    return q;
+  }
+  static int64_t copy_bytes(const Problem<T>& block) {
+    return round_up(block.m * copied_row<T>(block.k) * static_cast<int64_t>(sizeof(T)), 64);
+  }
+};
+
+// The same product with a in dense rows at `to`.
+template <class T>
+Problem<T> with_copied_rows(const Problem<T>& p, T* to) {
+  constexpr int64_t kStep = 4 * lanes<T>;
+  const int64_t row = copied_row<T>(p.k);
+  parallel_tasks(divide_up(p.m, kStep), kStep * p.k, [&](int64_t t, int64_t end) {
+    const int64_t begin = t * kStep, stop = smaller(end * kStep, p.m);
+    if (p.a_row == 1)
+      return transpose_columns(to + begin * row, row, p.a + begin, p.a_k, p.k, stop - begin);
+    for (int64_t i = begin; i < stop; ++i)
+      for (int64_t q = 0; q < p.k; ++q) to[i * row + q] = p.a[i * p.a_row + q * p.a_k];
+  });
+  Problem<T> q = p;
+  q.a = to;
+  q.a_row = row;
+  q.a_k = 1;
+  return q;
+}
+
+template <class T>
+void copied(const Problem<T>& p, char* workspace) {
+  const CopyBlocks<T> blocks(p);
+  for (int64_t j = 0; j < blocks.k_blocks; ++j) {
+    for (int64_t i = 0; i < blocks.row_blocks; ++i) {
+      const Problem<T> block = blocks.block(p, i, j);
+      const Problem<T> q = with_copied_rows(block, reinterpret_cast<T*>(workspace));
+      run_way(choose(q), q, workspace + blocks.copy_bytes(block));
+    }
+  }
+}
+
+template <class T>
+int64_t copied_workspace(const Problem<T>& p) {
+  const CopyBlocks<T> blocks(p);
+  int64_t bytes = 0;
+  for (int64_t j = 0; j < blocks.k_blocks; ++j)
+    for (int64_t i = 0; i < blocks.row_blocks; ++i) {
+      Problem<T> q = blocks.block(p, i, j);
+      q.a_k = 1;
+      bytes = larger(bytes, blocks.copy_bytes(q) + workspace_bytes(choose(q), q));
+    }
+  return bytes;
+}
+
+template <class T>
+void run_way(Way way, const Problem<T>& p, char* workspace) {
   switch (way) {
     case Way::kDirect: return direct(p);
     case Way::kDeep: return deep(p);
     case Way::kDots: return dots(p);
     case Way::kAxpy: return axpy(p);
     case Way::kTransposed: return transposed(p, workspace);
-    case Way::kPanels: return packed(p, LeftInPlace<T>{p.a, p.a_row}, workspace);
-    case Way::kPacked: return packed(p, PackLeft<T>{p.a, p.a_row, p.a_k}, workspace);
+    case Way::kPanels: return panels(p, workspace);
+    case Way::kCopied: return copied(p, workspace);
   }
-}
-
-// Bytes that either way through gemm needs.
-template <class T>
-int64_t gemm_workspace_any(int64_t m, int64_t n, int64_t k) {
-  const int64_t packed = gemm_workspace<T, PackLeft<T>>(m, n, k);
-  const int64_t in_place = gemm_workspace<T, LeftInPlace<T>>(m, n, k);
-  return packed > in_place ? packed : in_place;
 }
 
 template <class T>
 int64_t workspace_bytes(Way way, const Problem<T>& p) {
   int64_t bytes = 0;
-  if (way == Way::kPanels || way == Way::kPacked) bytes = gemm_workspace_any<T>(p.m, p.n, p.k);
-  if (way == Way::kTransposed) bytes = p.k * transposed_row<T>(p.n) * sizeof(T);
+  if (way == Way::kPanels) bytes = gemm_workspace<T>(p.n, p.k);
+  if (way == Way::kCopied) bytes = copied_workspace(p);
+  if (way == Way::kTransposed) bytes = p.k * copied_row<T>(p.n) * sizeof(T);
   return round_up(bytes, 64);
 }
 
@@ -506,13 +579,15 @@ struct Operand {
   int64_t stride, k_stride;
 };
 
+inline bool keeps_rows(int64_t stride, int64_t k_stride) { return stride == 1 && k_stride != 1; }
+
 // n rows (or columns) along k, the dense direction kept.
 inline Operand convert_operand(const bf16* src, int64_t n, int64_t k, int64_t stride,
                                int64_t k_stride, Bf16Operand* dst) {
   const int64_t depth = operand_depth(k);
   if (is_operand(src, n, k, stride, k_stride))
     return {reinterpret_cast<const Bf16Operand*>(src), n == 1 ? 1 : stride / 2, 1};
-  if (stride == 1 && k_stride != 1) {
+  if (keeps_rows(stride, k_stride)) {
     const int64_t step = depth == k ? 1 : 2;
     parallel_tasks(depth, n, [&](int64_t p, int64_t end) {
       for (; p < end; ++p) {
@@ -530,22 +605,27 @@ inline Operand convert_operand(const bf16* src, int64_t n, int64_t k, int64_t st
         convert_along(dst + i * depth, src + i * stride, k_stride, k);
     }
   });
-  return {dst, depth, 1};
+  return {dst, n == 1 ? 1 : depth, 1};
 }
 
-// Where the parts of the workspace begin.
-struct Bf16Workspace {
+// The way of the converted product, and where the parts of the workspace begin.
+struct Bf16Plan {
+  Way way;
   int64_t b, c, bias, rest, bytes;
-  explicit Bf16Workspace(const Problem<bf16>& p) {
+
+  explicit Bf16Plan(const Problem<bf16>& p) {
     const int64_t depth = operand_depth(p.k), word = sizeof(float);
+    Problem<Bf16Operand> q = {};
+    q.m = p.m, q.n = p.n, q.k = depth;
+    const bool rows_of_a = keeps_rows(p.a_row, p.a_k), rows_of_b = keeps_rows(p.b_col, p.b_k);
+    q.a_row = rows_of_a || p.m == 1 ? 1 : depth, q.a_k = rows_of_a ? p.m : 1;
+    q.b_col = rows_of_b || p.n == 1 ? 1 : depth, q.b_k = rows_of_b ? p.n : 1;
+    way = choose(q);
     b = round_up(p.m * depth * word, 64);
     c = b + round_up(p.n * depth * word, 64);
     bias = c + round_up(p.m * p.n * word, 64);
     rest = bias + round_up(p.n * word, 64);
-    const int64_t copy = depth * transposed_row<Bf16Operand>(p.n) * word;
-    const int64_t packed = depth ? gemm_workspace_any<Bf16Operand>(p.m, p.n, depth) : 0;
-    bytes =
-        rest + round_up(packed, 64) + (p.n * depth * word <= kDirectBytes ? round_up(copy, 64) : 0);
+    bytes = rest + (depth ? workspace_bytes(way, q) : 0);
   }
 };
 
@@ -556,13 +636,12 @@ inline void widen_row(float* dst, const bf16* src, int64_t n) {
   }
 }
 
-inline void run_bf16(const Problem<bf16>& p, char* workspace) {
-  const Bf16Workspace at(p);
+inline void run_bf16(const Problem<bf16>& p, const Bf16Plan& plan, char* workspace) {
   auto part = [&](int64_t offset) { return reinterpret_cast<Bf16Operand*>(workspace + offset); };
   const Operand a = convert_operand(p.a, p.m, p.k, p.a_row, p.a_k, part(0));
-  const Operand b = convert_operand(p.b, p.n, p.k, p.b_col, p.b_k, part(at.b));
-  float* const c = reinterpret_cast<float*>(workspace + at.c);
-  float* const bias = reinterpret_cast<float*>(workspace + at.bias);
+  const Operand b = convert_operand(p.b, p.n, p.k, p.b_col, p.b_k, part(plan.b));
+  float* const c = reinterpret_cast<float*>(workspace + plan.c);
+  float* const bias = reinterpret_cast<float*>(workspace + plan.bias);
   if (p.beta != 0)
     for (int64_t i = 0; i < p.m; ++i) widen_row(c + i * p.n, p.c + i * p.c_row, p.n);
   if (p.epilogue.bias) widen_row(bias, p.epilogue.bias, p.epilogue.bias_stride ? p.n : 1);
@@ -576,7 +655,7 @@ inline void run_bf16(const Problem<bf16>& p, char* workspace) {
       p.m,     p.n,        operand_depth(p.k), a.data, a.stride, a.k_stride,
       b.data,  b.k_stride, b.stride,           c,      p.n,      p.beta,
       epilogue};
-  run_way(choose(q), q, workspace + at.rest);
+  run_way(plan.way, q, workspace + plan.rest);
 }
 
 // One column: the same product with its operands exchanged is one row, dense if c's column is.
@@ -665,10 +744,9 @@ struct Plan {
   void run(const Problem<T>& p, char* workspace) const { run_way(way, p, workspace); }
 };
 template <>
-struct Plan<bf16> {
-  int64_t bytes;
-  explicit Plan(const Problem<bf16>& p) : bytes(Bf16Workspace(p).bytes) {}
-  void run(const Problem<bf16>& p, char* workspace) const { run_bf16(p, workspace); }
+struct Plan<bf16> : Bf16Plan {
+  using Bf16Plan::Bf16Plan;
+  void run(const Problem<bf16>& p, char* workspace) const { run_bf16(p, *this, workspace); }
 };
 
 constexpr int64_t kSplitMatrixFrom = int64_t{1} << 24;  // multiply-adds: threads inside the product
