@@ -89,10 +89,13 @@ def sanitize(arguments: list[str]) -> list[str]:
     """The command that runs the kernels' tests with every memory access checked."""
     install("test", "sanitize")
     compiler = os.environ.get("CXX", "c++")
-    found = subprocess.check_output([compiler, "-print-file-name=libasan.so"], text=True)
+    libraries = [
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
     # Python itself leaks by design, and its own allocator would hide overruns from the sanitizer.
     os.environ.update(
-        LD_PRELOAD=found.strip(), ASAN_OPTIONS="detect_leaks=0", PYTHONMALLOC="malloc"
+        LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0", PYTHONMALLOC="malloc"
     )
     return [PYTHON, "-m", "pytest", *(arguments or KERNEL_TESTS)]
 
