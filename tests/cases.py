@@ -286,6 +286,9 @@ CONV: list[tuple[Shape, Shape, dict[str, Any]]] = [
     ((40, 3, 5, 9), (4, 3, 3, 2), {"stride": 2, "padding": (1, 0)}),
     ((17, 6, 4, 4), (8, 3, 3, 3), {"padding": 1, "groups": 2}),
     ((1, 2, 90, 260), (3, 2, 5, 5), {"stride": (2, 1), "padding": 2, "dilation": (3, 1)}),
+    ((3, 40, 7, 9), (65, 40, 1, 1), {}),  # products in place; few pixels; pixels beyond L2
+    ((3, 40, 3, 5), (65, 40, 1, 1), {}),
+    ((2, 256, 36, 38), (65, 256, 1, 1), {}),
 ]
 CASES += [case("conv2d", "conv2d", normal(x, w, w[:1]), **kw) for x, w, kw in CONV]
 CASES += [case("conv2d", "conv2d", normal(x, w), **kw) for x, w, kw in CONV[:2]]

@@ -1,5 +1,6 @@
 // Convolution of many channels (conv_deep.h says when): 3x3 kernels with stride 1 or 2 and 5x5 kernels
-// by Winograd's algorithm (winograd.h), everything else and float64 directly, as a matrix product
+// by Winograd's algorithm (winograd.h), 1x1 kernels as products of the arrays themselves (matmul.cpp),
+// everything else and float64 directly, as a matrix product
 //   [pixels x (tap, in)] [(tap, in) x out]
 // whose left matrix is never made: a register tile is some pixels x some output channels, and its
 // pixels are read where they lie.
@@ -24,6 +25,10 @@
 #include "winograd.h"
 
 namespace grebe::GREBE_ISA {
+
+bool matmul(In a, In b, OptIn bias, Out c, int64_t activation, double beta);  // matmul.cpp
+bool reduce_sum(In x, Out y, double scale);  // reduce.cpp
+
 namespace {
 
 constexpr int64_t kDeep = 32;  // channels in and out
@@ -215,15 +220,11 @@ struct Correlation {
   struct Memory {
     T *band, *results;
     int64_t *starts, *source, *place;
-    const T* ahead;  // where the thread will probably read next, pixel by pixel; or null
   };
   Memory lay_out(Arena* arena) const {
-    return {arena->take<T>(band_size),
-            arena->take<T>(rows_of_job * y.w * G),
-            arena->take<int64_t>(rows_of_job),
-            arena->take<int64_t>(rows_of_job * y.w),
-            arena->take<int64_t>(rows_of_job * y.w),
-            nullptr};
+    return {arena->take<T>(band_size), arena->take<T>(rows_of_job * y.w * G),
+            arena->take<int64_t>(rows_of_job), arena->take<int64_t>(rows_of_job * y.w),
+            arena->take<int64_t>(rows_of_job * y.w)};
   }
 
   // Where the pixels of a phase are in the band and in the results; returns how many.
@@ -263,16 +264,7 @@ struct Correlation {
           const T* a[M];
           for (int i = 0; i < M; ++i) a[i] = origin + from[i];
           const T* w = weights + (tap.index * x.channels + piece.channel) * V * L;
-          const int64_t part = m.ahead ? L : piece.channels;
-          for (int64_t c = 0; c < piece.channels; c += part, w += part * V * L) {
-            pixel_rows<T, M, V>(smaller(part, piece.channels - c), a, w, acc);
-            for (int i = 0; i < M; ++i) {
-              a[i] += part;
-              if (m.ahead)
-                __builtin_prefetch(m.ahead + (tiles.begin(t) + i) * x.s.w + piece.channel + c, 0,
-                                   2);
-            }
-          }
+          pixel_rows<T, M, V>(piece.channels, a, w, acc);
         }
         for (int i = 0; i < M; ++i)
           for (int v = 0; v < V; ++v) {
@@ -319,26 +311,16 @@ struct Correlation {
                     y.w * G);
   }
 
-  // Of the inputs of a block, where they lie pixel by pixel and are read once.
-  const T* begin_of_pixels(int64_t block, const Tiling& blocks) const {
-    const bool once = list.count == 1 && list.step_h == 1 && list.step_w == 1;
-    const bool dense = x.s.c == 1 && x.s.h == x.w * x.s.w && x.s.n == x.h * x.s.h;
-    if (!once || !dense || x.h != y.h || x.w != y.w || block >= blocks.count) return nullptr;
-    return x.data + blocks.begin(block) * x.s.h;
-  }
-
   void run(const Strips<T>& strips, char* memory, int64_t own) const {
     const Tiling blocks(y.batch * y.h, rows_of_job);
     const int64_t parts = jobs_per_block(blocks.count, strips.count());
     take_jobs(blocks.count * parts, num_threads(), [&](int64_t j, int thread) {
       Arena arena{memory + thread * own};
-      Memory m = lay_out(&arena);
+      const Memory m = lay_out(&arena);
       const int64_t block = j / parts, part = j % parts;
       const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
       bands.copy(x, begin, end, 0, x.channels, m.band, m.starts);
-      m.ahead = begin_of_pixels(block + num_threads(), blocks);
-      for (int64_t g = strips.count() * part / parts; g < strips.count() * (part + 1) / parts;
-           ++g, m.ahead = nullptr)
+      for (int64_t g = strips.count() * part / parts; g < strips.count() * (part + 1) / parts; ++g)
         job(strips, g, begin, end, m);
     });
   }
@@ -596,7 +578,105 @@ struct WeightSums {
   }
 };
 
+// ---- 1x1 kernels, stride 1: matrix products ----
+
+// Where an image's pixels are one dimension, for kernels that see one pixel at a time.
+struct Pixels {
+  const View& image;
+  int64_t count, stride;  // of one image's pixels
+
+  explicit Pixels(const View& v)
+      : image(v),
+        count(v.shape[2] * v.shape[3]),
+        stride(v.shape[3] > 1 ? v.strides[3] : v.strides[2]) {}
+
+  bool in_one_dimension() const {
+    return image.shape[2] == 1 || image.shape[3] == 1 ||
+           image.strides[2] == image.shape[3] * stride;
+  }
+  // The pixels of each channel side by side?
+  bool are_planes() const { return in_one_dimension() && stride == 1; }
+  // The channels of each pixel side by side, and one stride from pixel to pixel over all images?
+  bool are_rows() const {
+    return in_one_dimension() && image.strides[1] == 1 &&
+           (count == 1 || image.shape[0] == 1 || image.strides[0] == count * stride);
+  }
+  View planes() const {  // [N, C, pixels]
+    return {image.data,
+            3,
+            image.dtype,
+            {image.shape[0], image.shape[1], count},
+            {image.strides[0], image.strides[1], 1}};
+  }
+  View plane(int64_t n, int64_t size) const {  // [C, pixels] of image n
+    return {static_cast<char*>(image.data) + n * image.strides[0] * size,
+            2,
+            image.dtype,
+            {image.shape[1], count},
+            {image.strides[1], 1}};
+  }
+  View rows() const {  // [N pixels, C]
+    return {image.data,
+            2,
+            image.dtype,
+            {image.shape[0] * count, image.shape[1]},
+            {count == 1 ? image.strides[0] : stride, 1}};
+  }
+};
+
+inline View transposed(const View& m) {
+  return {m.data, 2, m.dtype, {m.shape[1], m.shape[0]}, {m.strides[1], m.strides[0]}};
+}
+// [out, in] of a 1x1 weight.
+inline View matrix_of(const View& w) {
+  return {w.data, 2, w.dtype, {w.shape[0], w.shape[1]}, {w.strides[0], w.strides[1]}};
+}
+inline bool multiply(const View& a, const View& b, const View& bias, const View& c, bool add) {
+  return matmul(In{a}, In{b}, OptIn{bias}, Out{c}, 0, add);
+}
+
+bool pointwise_forward(const View& x, const View& w, const View& bias, const View& y) {
+  const Pixels from(x), to(y);
+  if (from.are_rows())
+    return multiply(from.rows(), transposed(matrix_of(w)), bias, to.rows(), false);
+  View column = bias;
+  column.ndim = 2;
+  return multiply(matrix_of(w), from.planes(), column, to.planes(), false);
+}
+
+bool pointwise_grad_input(const View& grad, const View& w, const View& gx) {
+  const Pixels from(grad), to(gx);
+  if (from.are_rows()) return multiply(from.rows(), matrix_of(w), View{}, to.rows(), false);
+  return multiply(transposed(matrix_of(w)), from.planes(), View{}, to.planes(), false);
+}
+
+bool pointwise_grad_weight(const View& grad, const View& x, const View& gw, const View& gb) {
+  const Pixels out(grad), in(x);
+  if (gb.data) {
+    const View sums{gb.data, 4, gb.dtype, {1, gb.shape[0], 1, 1}, {0, 1, 0, 0}};
+    if (!reduce_sum(In{grad}, Out{sums}, 1.0)) return false;
+  }
+  const View sum = matrix_of(gw);
+  if (in.are_rows()) return multiply(transposed(out.rows()), in.rows(), View{}, sum, false);
+  const int64_t size = x.dtype == DType::kFloat32 ? 4 : 8;
+  for (int64_t n = 0; n < x.shape[0]; ++n)
+    if (!multiply(out.plane(n, size), transposed(in.plane(n, size)), View{}, sum, n > 0))
+      return false;
+  return true;
+}
+
 // ---- which way ----
+
+constexpr int64_t kPlanePixels = 32;  // a plane is a row of the right matrix
+
+bool by_matmul(const View& w, const View& x, const View& y, const Steps& s) {
+  const bool one_pixel =
+      w.shape[2] * w.shape[3] == 1 && s.stride_h * s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+  const Pixels from(x), to(y);
+  if (!one_pixel || from.count == 0) return false;
+  return (from.are_rows() && to.are_rows()) ||
+         (from.are_planes() && to.are_planes() && from.count >= kPlanePixels);
+}
 
 // Pixels of a map: on less, the direct way skips the border.
 constexpr int64_t kWinogradMap = 10;
@@ -750,6 +830,7 @@ bool is_deep(const View& x, const View& w, int64_t groups) {
 }
 
 bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, const Steps& s) {
+  if (by_matmul(w, x, y, s)) return pointwise_forward(x, w, bias, y);
   if (by_six_for_5x5(w, y, s)) return winograd_forward<Six<5>>(x, w, bias, y, s);
   if (by_six_for_3x3(w, y, s)) return winograd_forward<Six<3>>(x, w, bias, y, s);
   if (by_plain_winograd(w, y, s)) return winograd_forward<Plain>(x, w, bias, y, s);
@@ -759,6 +840,7 @@ bool deep_conv2d(const View& x, const View& w, const View& bias, const View& y, 
 }
 
 bool deep_grad_input(const View& grad, const View& w, const View& gx, const Steps& s) {
+  if (by_matmul(w, grad, gx, s)) return pointwise_grad_input(grad, w, gx);
   if (by_six_for_5x5(w, gx, s))
     return winograd_grad_input<Six<5>>(grad, w, gx, 4 - s.pad_h, 4 - s.pad_w);
   if (by_six_for_3x3(w, gx, s))
@@ -773,6 +855,7 @@ bool deep_grad_input(const View& grad, const View& w, const View& gx, const Step
 
 bool deep_grad_weight(const View& grad, const View& x, const View& gw, const View& gb,
                       const Steps& s) {
+  if (by_matmul(gw, x, grad, s)) return pointwise_grad_weight(grad, x, gw, gb);
   if (by_six_for_5x5(gw, grad, s)) return winograd_grad_weight<Six<5>>(grad, x, gw, gb, s);
   if (by_plain_winograd(gw, grad, s)) return winograd_grad_weight<Plain>(grad, x, gw, gb, s);
   if (by_strided_winograd(gw, grad, s)) return winograd_grad_weight<Strided>(grad, x, gw, gb, s);

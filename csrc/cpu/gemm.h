@@ -97,6 +97,15 @@ template <class T, int R, int V, class Epilogue>
   }
 }
 
+// Asks for the lines of c that a tile is going to be written to.
+template <int R, int V, class T>
+[[gnu::always_inline]] inline void prefetch_tile(const T* c, int64_t ldc) {
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 24
+    for (int v = 0; v < V; ++v) __builtin_prefetch(c + i * ldc + v * lanes<T>, 1);
+}
+
 // Tile of R rows and n columns, (V - 1) * lanes < n <= V * lanes, at (row, col) of c.
 template <class T, int R, int V, class Epilogue>
 [[gnu::always_inline]] inline void finish_tile(vec<T> (&acc)[R][V], T* c, int64_t ldc, int64_t n,
@@ -134,10 +143,7 @@ template <class T, int R, int V, class Epilogue>
 [[gnu::noinline]] void packed_tile(int64_t k, const T* a, int64_t lda, const T* b, sum_of<T>* c,
                                    int64_t ldc, int64_t n, const Stage<sum_of<T>>& stage,
                                    int64_t row, int64_t col, const Epilogue& epilogue) {
-#pragma GCC unroll 12
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 24
-    for (int v = 0; v < V; ++v) __builtin_prefetch(c + i * ldc + v * lanes<T>, 1);
+  prefetch_tile<R, V>(c, ldc);
   vec<sum_of<T>> acc[R][V] = {};
   multiply_add<T, R, V, false>(k, a, lda, 1, b, kCols<T>, 0, acc);
   finish_tile(acc, c, ldc, n, stage, row, col, epilogue);

@@ -39,19 +39,33 @@ constexpr int64_t kActivationRelu = 1;
 template <class T>
 struct Bias {
   const T* bias;  // may be nullptr
-  int64_t bias_stride;  // 0: the same for all columns
+  int64_t bias_row, bias_col;  // strides: one of them is 0, or both
   bool relu;
 };
 
 template <class T>
 struct BiasActivation : Bias<T> {
-  using Bias<T>::bias, Bias<T>::bias_stride, Bias<T>::relu;
+  using Bias<T>::bias, Bias<T>::bias_row, Bias<T>::bias_col, Bias<T>::relu;
   bf16* narrow = nullptr;  // where finished tiles go instead of to c, if anywhere
   int64_t narrow_row = 0;
 
+  // Row 0 becomes what was row n.
+  void skip_rows(int64_t n) {
+    if (bias) bias += n * bias_row;
+    if (narrow) narrow += n * narrow_row;
+  }
+
   template <int R, int V>
-  [[gnu::always_inline]] void tile(vec<T> (&x)[R][V], int64_t, int64_t col, int64_t tail) const {
-    if (bias) {
+  [[gnu::always_inline]] void tile(vec<T> (&x)[R][V], int64_t row, int64_t col,
+                                   int64_t tail) const {
+    if (bias && bias_row) {
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i) {
+        const vec<T> add = splat(bias[(row + i) * bias_row]);
+#pragma GCC unroll 24
+        for (int v = 0; v < V; ++v) x[i][v] = x[i][v] + add;
+      }
+    } else if (bias) {
 #pragma GCC unroll 24
       for (int v = 0; v < V; ++v) {
         const vec<T> add = vector_of_bias(col + v * lanes<T>, v == V - 1 ? tail : lanes<T>);
@@ -86,7 +100,7 @@ struct BiasActivation : Bias<T> {
 
  private:
   [[gnu::always_inline]] vec<T> vector_of_bias(int64_t col, int64_t n) const {
-    if (bias_stride == 0) return splat(*bias);
+    if (bias_col == 0) return splat(*bias);
     return load_upto(bias + col, n);
   }
 
@@ -158,6 +172,7 @@ constexpr int kDirectRows = kVectors == 4 ? (V <= 2   ? 12
 
 template <class T, int R, int V>
 [[gnu::noinline]] void direct_tile(const Problem<T>& p, int64_t row, int64_t col, int64_t n) {
+  prefetch_tile<R, V>(p.c + row * p.c_row + col, p.c_row);
   vec<sum_of<T>> acc[R][V] = {};
   const int64_t tail = n - (V - 1) * lanes<T>;
   const T *a = p.a + row * p.a_row, *b = p.b + col;
@@ -209,31 +224,41 @@ void direct_row(const Problem<T>& p) {
   });
 }
 
+// Rows `rows` of c, columns `part` (in vectors).
+template <class T>
+inline void direct_block(const Problem<T>& p, const Range& rows, const Range& part) {
+  const int64_t col = part.begin * lanes<T>, n = smaller(part.size * lanes<T>, p.n - col);
+  Problem<T> q = p;
+  q.m = rows.size;
+  q.a += rows.begin * p.a_row;
+  q.c += rows.begin * p.c_row;
+  q.epilogue.skip_rows(rows.begin);
+  if (part.size == 1) direct_panel<T, 1>(q, col, n);
+  if (part.size == 2) direct_panel<T, 2>(q, col, n);
+  if constexpr (kVectors > 2) {
+    if (part.size == 3) direct_panel<T, 3>(q, col, n);
+    if (part.size == 4) direct_panel<T, 4>(q, col, n);
+  }
+}
+
+constexpr int64_t kStreamedBytes = 2 << 20;
+
 template <class T>
 void direct(const Problem<T>& p) {
   if (p.m == 1) return direct_row(p);
-  constexpr int64_t L = lanes<T>;
-  const int64_t vectors = divide_up(p.n, L), panels = divide_up(vectors, kVectors);
+  const int64_t vectors = divide_up(p.n, lanes<T>), panels = divide_up(vectors, kVectors);
   const int64_t pieces = divide_up(p.m, kPieceRows);
-  parallel_tasks(panels * pieces, p.k * divide_up(p.m, pieces) * kCols<T>,
-                 [&](int64_t t, int64_t end) {
-                   for (; t < end; ++t) {
-                     const Range part = even_part(vectors, panels, t / pieces);
-                     const Range rows = even_part(p.m, pieces, t % pieces);
-                     const int64_t col = part.begin * L, n = smaller(part.size * L, p.n - col);
-                     Problem<T> q = p;
-                     q.m = rows.size;
-                     q.a += rows.begin * p.a_row;
-                     q.c += rows.begin * p.c_row;
-                     q.epilogue.narrow += rows.begin * p.epilogue.narrow_row;
-                     if (part.size == 1) direct_panel<T, 1>(q, col, n);
-                     if (part.size == 2) direct_panel<T, 2>(q, col, n);
-                     if constexpr (kVectors > 2) {
-                       if (part.size == 3) direct_panel<T, 3>(q, col, n);
-                       if (part.size == 4) direct_panel<T, 4>(q, col, n);
-                     }
-                   }
-                 });
+  // An a beyond L2 is read once, while b comes from L2 again and again. Otherwise each thread has
+  // columns of its own.
+  const bool a_once = p.m * p.k * static_cast<int64_t>(sizeof(T)) > kStreamedBytes;
+  parallel_tasks(
+      panels * pieces, p.k * divide_up(p.m, pieces) * kCols<T>, [&](int64_t t, int64_t end) {
+        for (; t < end; ++t) {
+          const int64_t panel = a_once ? t % panels : t / pieces;
+          const int64_t piece = a_once ? t / panels : t % pieces;
+          direct_block(p, even_part(p.m, pieces, piece), even_part(vectors, panels, panel));
+        }
+      });
 }
 
 // ---- deep ----
@@ -492,7 +517,7 @@ struct CopyBlocks {
     q.a += rows.begin * p.a_row + k.begin * p.a_k;
     q.b += k.begin * p.b_k;
     q.c += rows.begin * p.c_row;
-    q.epilogue.narrow += rows.begin * p.epilogue.narrow_row;
+    q.epilogue.skip_rows(rows.begin);
     if (j > 0) q.beta = sum_of<T>(1);
     q.last = j + 1 == k_blocks;
     return q;
@@ -624,7 +649,7 @@ struct Bf16Plan {
     b = round_up(p.m * depth * word, 64);
     c = b + round_up(p.n * depth * word, 64);
     bias = c + round_up(p.m * p.n * word, 64);
-    rest = bias + round_up(p.n * word, 64);
+    rest = bias + round_up(larger(p.m, p.n) * word, 64);
     bytes = rest + (depth ? workspace_bytes(way, q) : 0);
   }
 };
@@ -644,11 +669,13 @@ inline void run_bf16(const Problem<bf16>& p, const Bf16Plan& plan, char* workspa
   float* const bias = reinterpret_cast<float*>(workspace + plan.bias);
   if (p.beta != 0)
     for (int64_t i = 0; i < p.m; ++i) widen_row(c + i * p.n, p.c + i * p.c_row, p.n);
-  if (p.epilogue.bias) widen_row(bias, p.epilogue.bias, p.epilogue.bias_stride ? p.n : 1);
+  const Bias<bf16>& given = p.epilogue;
+  if (given.bias) widen_row(bias, given.bias, given.bias_row ? p.m : given.bias_col ? p.n : 1);
   BiasActivation<float> epilogue;
-  epilogue.bias = p.epilogue.bias ? bias : nullptr;
-  epilogue.bias_stride = p.epilogue.bias_stride;
-  epilogue.relu = p.epilogue.relu;
+  epilogue.bias = given.bias ? bias : nullptr;
+  epilogue.bias_row = given.bias_row;
+  epilogue.bias_col = given.bias_col;
+  epilogue.relu = given.relu;
   epilogue.narrow = p.c;
   epilogue.narrow_row = p.c_row;
   const Problem<Bf16Operand> q{
@@ -672,7 +699,8 @@ Problem<T> as_row(const Problem<T>& p) {
   q.b_k = p.a_k;
   q.b_col = p.a_row;
   q.c_row = p.m;
-  q.epilogue.bias_stride = 0;
+  q.epilogue.bias_row = 0;
+  q.epilogue.bias_col = p.epilogue.bias_row;
   return q;
 }
 
@@ -715,7 +743,7 @@ void fold_batch_into_rows(Batch* t, Problem<T>* p) {
       p->c_row = t->c[d];
     }
     const bool continues = t->a[d] == p->m * p->a_row && t->c[d] == p->m * p->c_row;
-    if (t->shape[d] != 1 && (t->b[d] != 0 || !continues)) return;
+    if (t->shape[d] != 1 && (t->b[d] != 0 || !continues || p->epilogue.bias_row != 0)) return;
     p->m *= t->shape[d];
     t->count /= t->shape[d];
     --t->ndim;
@@ -794,7 +822,8 @@ bool multiply(const View& a, const View& b, const View& bias, const View& c, int
   p.c_row = a_core == 2 && p.m > 1 ? c.strides[c.ndim - b_core] : p.n;
   p.beta = static_cast<sum_of<T>>(beta);
   p.epilogue.bias = data<T>(bias);
-  p.epilogue.bias_stride = 1;
+  p.epilogue.bias_row = bias.ndim == 2;  // a column
+  p.epilogue.bias_col = bias.ndim == 1;
   p.epilogue.relu = activation == kActivationRelu;
   Batch t = batch_of(a, a_core, b, b_core, c);
   if (p.m == 0 || p.n == 0 || t.count == 0) return true;
