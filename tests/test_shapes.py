@@ -67,6 +67,7 @@ def test_products_of_any_sizes(dtype: Any) -> None:
         m, k, n = (2 ** rng.uniform(0, 10.5, 3)).astype(int)
         product(rng, m, k, n, "".join(rng.choice(["N", "T"], 2)), dtype)
     deep = [(9, 5000, 3), (9, 5000, 17), (40, 9000, 33), (5, 9000, 64), (9, 90_000, 4)]
+    deep += [(28, 9000, 256), (63, 3000, 511)]
     for size in (*deep, (300, 1030, 700), (4100, 400, 90)):  # the last two: copied in blocks
         for layout in ("NN", "TN", "TT"):
             product(rng, *size, layout, dtype)

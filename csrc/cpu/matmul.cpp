@@ -9,8 +9,8 @@
 //   direct      small or skinny, b's rows dense: a is broadcast from where it is, b loaded from
 //               where it is, masked at the right edge; tiles of up to 12 x 1 ... 6 x 4 vectors,
 //               1 x 24 for one row.
-//   deep        few columns, k so long that b is larger than L2 (the gradient of a weight): as
-//               direct, but in blocks of k, every thread its rows of c.
+//   deep        few columns, or few rows and not many columns, k so long that b is larger than L2 (the
+//               gradient of a weight): as direct, but in blocks of k, every thread its part of c.
 //   transposed  b's columns dense: b is transposed once into scratch, then as above.
 //   dots        few rows or columns, both operands dense along k: tiles of 6 x 4 dot products.
 //   axpy        one row, b's rows dense and beyond 4 MB: c += 8 rows of b at a time.
@@ -264,12 +264,20 @@ void direct(const Problem<T>& p) {
 // ---- deep ----
 
 constexpr int64_t kDeepBytes = 1536;  // of a along k in a block
+constexpr int64_t kDeepRows = 64, kDeepCols = 512;
 
-template <class T, int V>
-void deep_panel(const Problem<T>& p) {
-  constexpr int64_t kBlock = kDeepBytes / sizeof(T);
-  const int64_t groups = divide_up(p.m, kDirectRows<V>), blocks = divide_up(p.k, kBlock);
-  parallel_tasks(groups, p.k * kDirectRows<V> * p.n, [&](int64_t begin, int64_t end) {
+// c stays in L2, b passes by: few columns, or few rows whose b has short rows.
+template <class T>
+bool is_deep(const Problem<T>& p) {
+  return p.n <= kCols<T> || (p.m <= kDeepRows && p.n <= kDeepCols && p.b_k <= kDeepCols);
+}
+
+template <class T>
+void deep(const Problem<T>& p) {
+  const int64_t vectors = divide_up(p.n, lanes<T>), panels = divide_up(vectors, kVectors);
+  const int64_t pieces = divide_up(p.m, kDirectRows<1>);
+  const int64_t blocks = divide_up(p.k, kDeepBytes / static_cast<int64_t>(sizeof(T)));
+  parallel_tasks(panels * pieces, p.k * kDirectRows<1> * kCols<T>, [&](int64_t begin, int64_t end) {
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = even_part(p.k, blocks, block);
       Problem<T> q = p;
@@ -278,20 +286,10 @@ void deep_panel(const Problem<T>& p) {
       q.b += k.begin * p.b_k;
       if (block > 0) q.beta = sum_of<T>(1);
       q.last = p.last && block + 1 == blocks;
-      for (int64_t g = begin; g < end; ++g) direct_rows<T, V>(q, even_part(p.m, groups, g), 0, p.n);
+      for (int64_t t = begin; t < end; ++t)
+        direct_block(q, even_part(p.m, pieces, t % pieces), even_part(vectors, panels, t / pieces));
     }
   });
-}
-
-template <class T>
-void deep(const Problem<T>& p) {
-  const int64_t vectors = divide_up(p.n, lanes<T>);
-  if (vectors == 1) deep_panel<T, 1>(p);
-  if (vectors == 2) deep_panel<T, 2>(p);
-  if constexpr (kVectors > 2) {
-    if (vectors == 3) deep_panel<T, 3>(p);
-    if (vectors == 4) deep_panel<T, 4>(p);
-  }
 }
 
 // ---- transposed ----
@@ -482,7 +480,7 @@ Way choose(const Problem<T>& p) {
   const bool fits = b_bytes <= kDirectBytes && (p.a_k == 1 || p.m <= 128 || p.k <= 384);
   const bool whole = kMaskedLoads || p.n % L == 0;
   if (dense_rows && fits && whole) return Way::kDirect;
-  if (dense_rows && p.n <= kCols<T> && whole) return Way::kDeep;
+  if (dense_rows && is_deep(p) && whole) return Way::kDeep;
   if (dense_columns && fits && whole) return Way::kTransposed;
   return p.a_k == 1 ? Way::kPanels : Way::kCopied;
 }
