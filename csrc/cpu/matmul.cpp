@@ -517,7 +517,7 @@ struct CopyBlocks {
     q.c += rows.begin * p.c_row;
     q.epilogue.skip_rows(rows.begin);
     if (j > 0) q.beta = sum_of<T>(1);
-    q.last = j + 1 == k_blocks;
+    q.last = p.last && j + 1 == k_blocks;
     return q;
   }
   static int64_t copy_bytes(const Problem<T>& block) {

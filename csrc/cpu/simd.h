@@ -76,6 +76,9 @@ template <class V>
 using scalar = typename ScalarOf<V>::type;
 template <class V>
 using ints = mask_of<scalar<V>>;
+// Their sums and differences may wrap.
+template <class V>
+using unsigneds = std::conditional_t<sizeof(scalar<V>) == 4, u32v, u64v>;
 
 // Operands of a multiply-add, and its sums: the same type but for bfloat16 pairs.
 template <class T>
@@ -614,8 +617,9 @@ inline f32v integer_shift(f32v) { return splat(0x1.8p23f); }
 inline f64v integer_shift(f64v) { return splat(0x1.8p52); }
 template <class V>
 inline ints<V> to_int(V v) {
+  using U = unsigneds<V>;  // numbers out of range wrap
   const V shift = integer_shift(v);
-  return as_int(v + shift) - as_int(shift);
+  return (ints<V>)((U)as_int(v + shift) - (U)as_int(shift));
 }
 inline f32v to_float(i32v v) { return __builtin_convertvector(v, f32v); }
 inline f64v to_float(i64v v) {

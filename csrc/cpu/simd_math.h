@@ -170,7 +170,7 @@ inline LogParts<V> log_parts(V x) {
   const auto tiny = x < M::kTiny;
   const V normal = select(tiny, x * M::kDenormalScale, x);
   const I one = as_int(splat(scalar<V>(1))), root = I{} + M::kSqrtHalf;
-  using Unsigned = std::conditional_t<sizeof(scalar<V>) == 4, u32v, u64v>;  // infinity overflows
+  using Unsigned = unsigneds<V>;  // infinity overflows
   const I bits = (I)((Unsigned)as_int(normal) + (Unsigned)(one - root));
   const I exponent = (I)((Unsigned)bits >> M::kMantissa) - M::kBias;
   const I mantissa = bits & ~((I{} - 1) << M::kMantissa);
