@@ -4,13 +4,19 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define GREBE_EVERYWHERE __host__ __device__
+#else
+#define GREBE_EVERYWHERE
+#endif
+
 namespace grebe {
 
 struct Philox4 {
   uint32_t v[4];
 };
 
-static inline Philox4 philox(uint64_t seed, uint64_t counter_low, uint64_t counter_high) {
+GREBE_EVERYWHERE static inline Philox4 philox(uint64_t seed, uint64_t counter_low, uint64_t counter_high) {
   uint32_t c0 = static_cast<uint32_t>(counter_low), c1 = static_cast<uint32_t>(counter_low >> 32);
   uint32_t c2 = static_cast<uint32_t>(counter_high), c3 = static_cast<uint32_t>(counter_high >> 32);
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
@@ -33,7 +39,7 @@ static inline Philox4 philox(uint64_t seed, uint64_t counter_low, uint64_t count
 // vectors of up to 16 blocks store their words without shuffling. A float64 number needs two words:
 // in groups of 32 elements, element i takes words 2 (i % 32 / 16) (high half) and the next one of
 // block i / 32 * 16 + i % 16.
-static inline uint32_t random_word(uint64_t seed, uint64_t offset, uint64_t i) {
+GREBE_EVERYWHERE static inline uint32_t random_word(uint64_t seed, uint64_t offset, uint64_t i) {
   return philox(seed, i / 64 * 16 + i % 16, offset).v[i % 64 / 16];
 }
 

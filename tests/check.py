@@ -14,23 +14,38 @@ from reference import REFERENCES
 TRUTH = {np.float32: np.float64, np.float64: np.longdouble}
 
 
+DEVICE = "cpu"  # where `run` computes
+
+
 def leaf(lib: Any, a: Array) -> Any:
-    tensor = lib.from_numpy(a)
+    tensor = lib.from_numpy(a) if DEVICE == "cpu" else on_device(lib, a)
     return tensor.requires_grad_() if a.dtype.kind == "f" else tensor
+
+
+def on_device(lib: Any, a: Array) -> Any:
+    """`a` on the device with its strides: as the same view of a copy of its base."""
+    if a.base is None:
+        return lib.from_numpy(a).to(DEVICE)
+    base = lib.from_numpy(np.asarray(a.base)).to(DEVICE)
+    if a.base.shape == a.shape[::-1]:
+        return base.permute(*reversed(range(a.ndim))) if a.ndim else base
+    return base[(..., *(slice(None, None, 2) for _ in a.shape))]
 
 
 def run(case: Case, inputs: list[Array], grad_seed: int = 1) -> list[Array]:
     """[output, gradient of each floating input...] by grebe, copied; the originals become NaN."""
     leaves = [leaf(grebe, a.copy(order="K") if a.base is None else a) for a in inputs]
     output = case.run(grebe, *leaves)
-    results = [output.detach().numpy()]
+    results = [output.detach()]
     if REFERENCES[case.op].backward:
-        output.backward(grebe.from_numpy(cotangent(results[0], grad_seed)))
-        results += [x.grad.numpy() for x in leaves if x.requires_grad]
-    copies = [np.array(r) for r in results]
+        like = results[0].cpu().numpy()
+        output.backward(grebe.from_numpy(cotangent(like, grad_seed)).to(DEVICE))
+        results += [x.grad for x in leaves if x.requires_grad]
+    assert all(r.device.type == DEVICE for r in results)
+    copies = [np.array(r.cpu().numpy()) for r in results]
     for r in results:
-        if r.dtype.kind == "f" and r.flags.writeable:
-            r.fill(np.nan)
+        if r.dtype.kind == "f" and (DEVICE != "cpu" or r.array.flags.writeable):
+            r.array.fill(np.nan)
     return copies
 
 

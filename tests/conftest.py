@@ -7,10 +7,25 @@ from collections.abc import Iterator
 
 import pytest
 
+import check
 import grebe
 
 # Jobs in the background of a shell ignore Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", choices=["cpu", "emulated", "cuda"], default="cpu",
+        help="where the cases of test_ops.py run; emulated: CUDA kernels on the CPU",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    where = config.getoption("--device")
+    if where == "emulated":
+        grebe.cuda.emulate()
+    check.DEVICE = "cpu" if where == "cpu" else "cuda"
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
 
 namespace grebe::GREBE_ISA {
 
-#define UNARY(name) UnaryLoop name;
-#define BINARY(name) BinaryLoop name;
+#define UNARY(name, ...) UnaryLoop name;
+#define BINARY(name, ...) BinaryLoop name;
 #define OP(result, name, args) result name args;
 #include "../ops.def"
 #undef UNARY
@@ -13,8 +13,8 @@ namespace grebe::GREBE_ISA {
 
 extern const Table table;
 const Table table = {
-#define UNARY(name) name,
-#define BINARY(name) name,
+#define UNARY(name, ...) name,
+#define BINARY(name, ...) name,
 #define OP(result, name, args) name,
 #include "../ops.def"
 #undef UNARY

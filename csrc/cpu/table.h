@@ -11,8 +11,8 @@ using BinaryLoop = void(DType dtype, int64_t n, const void* a, int64_t a_stride,
                         int64_t b_stride, void* y, int64_t y_stride, const double* p);
 
 struct Table {
-#define UNARY(name) UnaryLoop* name;
-#define BINARY(name) BinaryLoop* name;
+#define UNARY(name, ...) UnaryLoop* name;
+#define BINARY(name, ...) BinaryLoop* name;
 #define OP(result, name, args) result(*name) args;
 #include "../ops.def"
 #undef UNARY

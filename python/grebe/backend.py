@@ -6,6 +6,7 @@ CPU arrays are ``numpy.ndarray`` and go to ``_cpu``; a CUDA array is a ``cupy.nd
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import ml_dtypes
@@ -20,10 +21,97 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 _cpu.set_bfloat16(bfloat16.num)
 
 
+class Cuda:
+    """The kernels and the arrays of the GPU: CuPy's."""
+
+    emulated = False
+
+    def __init__(self) -> None:
+        self.xp = importlib.import_module("cupy")
+        self.kernels = importlib.import_module("grebe._cuda")
+        self.xp.cuda.runtime.getDeviceCount()  # raises without a driver
+        self.array: type = self.xp.ndarray
+        self.kernels.set_device(self._empty, lambda: self.xp.cuda.get_current_stream().ptr)
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any, strides: Any = None) -> Any:
+        return self.xp.ndarray(shape, dtype, strides=strides)
+
+    def to_device(self, array: Array) -> Any:
+        """A copy of a NumPy array, in the same memory format."""
+        return self.xp.array(array, order="K")
+
+    def to_host(self, array: Any) -> Array:
+        """A NumPy copy, in the same memory format."""
+        host: Array = array.get(order="A")
+        return host
+
+
+class EmulatedCuda(Cuda):
+    """The same kernels run by the CPU, on `grebe.emulated` arrays."""
+
+    emulated = True
+
+    def __init__(self) -> None:
+        from . import emulated
+
+        self.xp = emulated.Library()
+        self.kernels = importlib.import_module("grebe._emulated")
+        self.array = emulated.EmulatedArray
+        self.kernels.set_device(emulated.empty, None)
+
+    def to_device(self, array: Array) -> Any:
+        return self.array(array.copy(order="K"))
+
+    def to_host(self, array: Any) -> Array:
+        host: Array = array.get()
+        return host
+
+
+_cuda: Cuda | None = None
+_no_cuda = ""  # why there is none, once looked for
+
+
+def load_cuda(kind: type[Cuda] = Cuda) -> str:
+    """Gets the GPU ready; returns what is missing ("": nothing)."""
+    global _cuda, _no_cuda
+    if (_cuda is None and not _no_cuda) or kind is not Cuda:
+        try:
+            _cuda, _no_cuda = kind(), ""
+            _cuda.kernels.set_bfloat16(bfloat16.num)
+        except Exception as error:  # CuPy has errors of its own for a driver that does not answer
+            _no_cuda = f"{type(error).__name__}: {error}"
+    return _no_cuda
+
+
+def cuda() -> Cuda:
+    """The GPU; RuntimeError if there is none."""
+    if missing := load_cuda():
+        raise RuntimeError(f"no CUDA device is available ({missing})")
+    assert _cuda is not None
+    return _cuda
+
+
+def is_on_cuda(array: Any) -> bool:
+    """Is `array` memory of the GPU?"""
+    return _cuda is not None and isinstance(array, _cuda.array)
+
+
+def place(array: Array, device: str) -> Array:
+    """`array` itself if it is on `device` ("cpu" or "cuda"), else a copy there."""
+    here = "cuda" if is_on_cuda(array) else "cpu"
+    if here == device:
+        return array
+    moved: Array = cuda().to_device(array) if device == "cuda" else cuda().to_host(array)
+    return moved
+
+
 def as_storage(value: Any) -> Array:
     """`value` as something a Tensor can hold: NumPy scalars become 0-d arrays."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
+    if is_on_cuda(value):
+        array: Array = value
+        return array
     raise TypeError(f"a Tensor holds arrays, got {type(value).__name__}")
 
 
@@ -31,19 +119,44 @@ def kernels(array: Array) -> Any:
     """The module whose kernels take `array`."""
     if isinstance(array, np.ndarray):
         return _cpu
+    if _cuda is not None and isinstance(array, _cuda.array):
+        return _cuda.kernels
     raise TypeError(f"no kernels for arrays of type {type(array).__name__}")
 
 
 def xp(array: Array) -> Any:
-    """The NumPy-like library of `array`: numpy or cupy."""
+    """The NumPy-like library that makes arrays on the device of `array`; those that take one or
+    more such arrays can be called in NumPy itself.
+    """
+    return np if isinstance(array, np.ndarray) else cuda().xp
+
+
+def on_host(array: Array) -> Array:
+    """A NumPy array of the values of `array`: itself, or a copy from the GPU."""
+    return array if isinstance(array, np.ndarray) else cuda().to_host(array)
+
+
+def like(array: Array, other: Array) -> Array:
+    """`array` on the device of `other`."""
+    return place(array, "cuda" if is_on_cuda(other) else "cpu")
+
+
+def expand(array: Array, shape: tuple[int, ...]) -> Array:
+    """A view that repeats dimensions of size 1; new ones in front."""
     if isinstance(array, np.ndarray):
-        return np
-    raise TypeError(f"no array library for {type(array).__name__}")
+        return _cpu.expand(array, shape)
+    return np.broadcast_to(array, shape)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], like: Array | None = None) -> Array:
     """An uninitialised C-ordered array on pooled memory, on the device of `like` (default: CPU)."""
     result: Array = (_cpu if like is None else kernels(like)).empty(shape, dtype)
+    return result
+
+
+def empty_on(device: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised C-ordered array on "cpu" or "cuda"."""
+    result: Array = (_cpu if device == "cpu" else cuda().kernels).empty(shape, dtype)
     return result
 
 
@@ -69,7 +182,11 @@ _CAST = {(bfloat16, np.dtype(np.float32)), (np.dtype(np.float32), bfloat16)}
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     """A copy in another dtype, in the same memory format."""
-    if (array.dtype, dtype) not in _CAST or not array.flags.c_contiguous or not array.flags.aligned:
+    if (
+        (array.dtype, dtype) not in _CAST
+        or not array.flags.c_contiguous
+        or not (is_on_cuda(array) or array.flags.aligned)
+    ):
         with np.errstate(all="ignore"):
             return array.astype(dtype)
     result = empty(array.shape, dtype, array)
@@ -79,6 +196,8 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
 
 def readable(array: Array) -> Array:
     """`array`, or a copy where strides, alignment or byte order keep kernels from reading it."""
+    if not isinstance(array, np.ndarray):
+        return array
     flags = array.flags
     if not flags.aligned or not array.dtype.isnative:
         return contiguous(array.copy())
@@ -89,7 +208,10 @@ def readable(array: Array) -> Array:
 
 def contiguous(array: Array) -> Array:
     """`array` itself if it is C-contiguous, aligned and native, else a copy that is."""
-    if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+    flags = array.flags
+    if flags.c_contiguous and (
+        not isinstance(array, np.ndarray) or (flags.aligned and array.dtype.isnative)
+    ):
         return array
     result = empty(array.shape, array.dtype.newbyteorder("="), array)
     assign(result, array)

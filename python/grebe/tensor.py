@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _cpu, autograd
 from ._cpu import Node, TensorBase, bump, grad_enabled, record, share, wrap
-from .backend import Array, as_storage
+from .backend import Array, as_storage, is_on_cuda, load_cuda, on_host, place
 from .backend import copy as copy_array
 
 __all__ = ["Size", "Tensor", "device", "is_tensor"]
@@ -78,16 +78,21 @@ class device:
         return f"device(type='{self.type}', index={self.index})"
 
 
-_CPU = device("cpu")
+_CPU, _CUDA = device("cpu"), device("cuda", 0)
 
 
-def check_device(name: str, where: Any) -> None:
-    """Raises RuntimeError if `where` (None: the CPU) is a device that this build cannot use."""
-    if where is not None and device(where).type != "cpu":
+def check_device(name: str, where: Any) -> str:
+    """"cpu" or "cuda": the kind of the device `where` (None: the CPU); RuntimeError unless it can be
+    used here.
+    """
+    if where is None or where is _CPU:
+        return "cpu"
+    kind = device(where).type
+    if kind == "cuda" and (missing := load_cuda()):
         raise RuntimeError(
-            f"{name}: device {str(device(where))!r} is not available: this build has no CUDA "
-            "kernels; expected 'cpu'"
+            f"{name}: device {str(device(where))!r} is not available ({missing}); expected 'cpu'"
         )
+    return kind
 
 
 class Tensor(TensorBase):
@@ -151,16 +156,17 @@ class Tensor(TensorBase):
         def __ge__(self, other: Any) -> Tensor: ...
 
     def __new__(cls, *args: Any, device: Any = None) -> Tensor:
-        check_device("Tensor", device)
+        where = check_device("Tensor", device)
         self: Tensor = super().__new__(cls)
         if len(args) == 1 and not isinstance(args[0], (int, np.integer)):
-            data = args[0].array if isinstance(args[0], TensorBase) else args[0]
+            data = on_host(args[0].array) if isinstance(args[0], TensorBase) else args[0]
             self.array = np.array(data, dtype=np.float32)
         else:
             shape = args if args else (0,)
             if not all(isinstance(s, (int, np.integer)) and s >= 0 for s in shape):
                 raise TypeError(f"Tensor: expected sizes or a sequence, got {args!r}")
             self.array = _cpu.empty(tuple(int(s) for s in shape), np.dtype(np.float32))
+        self.array = place(self.array, where)
         return self
 
     # ---- what it is ----
@@ -176,7 +182,7 @@ class Tensor(TensorBase):
 
     @property
     def device(self) -> device:
-        return _CPU
+        return _CUDA if is_on_cuda(self.array) else _CPU
 
     @property
     def ndim(self) -> int:
@@ -194,7 +200,7 @@ class Tensor(TensorBase):
 
     @property
     def is_cuda(self) -> bool:
-        return False
+        return is_on_cuda(self.array)
 
     @property
     def layout(self) -> str:
@@ -334,6 +340,8 @@ class Tensor(TensorBase):
         """The NumPy array of a CPU tensor, without a copy."""
         if self._requires_grad and not force:
             raise RuntimeError("numpy: the tensor requires grad; use tensor.detach().numpy()")
+        if not isinstance(self.array, np.ndarray):
+            raise TypeError(f"numpy: the tensor is on {self.device}; use tensor.cpu() first")
         array: Array = self.array
         return array
 
@@ -365,7 +373,7 @@ class Tensor(TensorBase):
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers; a number for a 0-d tensor."""
-        array = self.array
+        array = on_host(self.array)
         return (array.astype(np.float32) if array.dtype.kind == "V" else array).tolist()
 
     def __float__(self) -> float:
@@ -431,7 +439,7 @@ class Tensor(TensorBase):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._node is not None:
             raise RuntimeError("pickle: only leaf tensors can be pickled; use detach()")
-        return _rebuild, (type(self), np.asarray(self.array), self._requires_grad)
+        return _rebuild, (type(self), on_host(self.array), self._requires_grad)
 
 
 def _same_kind(like: Tensor, tensor: Tensor) -> Tensor:
@@ -523,7 +531,7 @@ def check_writable(name: str, tensor: Tensor) -> None:
                 "do it under no_grad()"
             )
     array = tensor.array
-    if not array.flags.writeable:
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
         raise RuntimeError(f"{name}: the tensor's memory is read-only; clone() it first")
     if (
         array.size

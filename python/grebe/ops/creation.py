@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, TensorBase, record, wrap
-from ..backend import Array, bfloat16
+from ..backend import Array, bfloat16, empty_on, on_host, place
 from ..backend import empty as empty_array
 from ..dtypes import as_dtype, get_default_dtype, result_dtype
 from ..tensor import Tensor, check_device, expect_tensor, method
@@ -37,9 +37,9 @@ def sizes(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
     return shape
 
 
-def finish(array: Array, requires_grad: bool) -> Tensor:
-    """`array` as a new leaf."""
-    result = wrap(array)
+def finish(array: Array, requires_grad: bool, device: str = "cpu") -> Tensor:
+    """`array` as a new leaf on `device`."""
+    result = wrap(place(array, device))
     if requires_grad:
         result.requires_grad_()
     return result
@@ -48,7 +48,7 @@ def finish(array: Array, requires_grad: bool) -> Tensor:
 def _from_data(name: str, data: Any, dtype: Any, copy: bool) -> Array:
     """Python numbers take the default dtypes; arrays keep theirs."""
     if isinstance(data, TensorBase):
-        array = data.array
+        array = on_host(data.array)
     elif isinstance(data, (np.ndarray, np.generic)):
         array = np.asarray(data)
     else:
@@ -95,16 +95,16 @@ def tensor(
     Python floats give the default dtype (float32), ints int64, bools bool. Raises ValueError for
     ragged data, TypeError for other things than numbers.
     """
-    check_device("tensor", device)
-    return finish(_from_data("tensor", data, dtype, copy=True), requires_grad)
+    where = check_device("tensor", device)
+    return finish(_from_data("tensor", data, dtype, copy=True), requires_grad, where)
 
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """`data` as a tensor, sharing memory and history where possible."""
-    check_device("as_tensor", device)
+    where = check_device("as_tensor", device)
     if isinstance(data, Tensor):
-        return data if dtype is None else data.to(dtype)
-    return wrap(_from_data("as_tensor", data, dtype, copy=False))
+        return data.to(data.device if device is None else where, data.dtype if dtype is None else dtype)
+    return finish(_from_data("as_tensor", data, dtype, copy=False), False, where)
 
 
 def asarray(
@@ -112,10 +112,9 @@ def asarray(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """`obj` as a tensor; copy: True always copies."""
-    check_device("asarray", device)
     if copy:
-        return tensor(obj, dtype=dtype, requires_grad=requires_grad)
-    result = as_tensor(obj, dtype)
+        return tensor(obj, dtype=dtype, device=device, requires_grad=requires_grad)
+    result = as_tensor(obj, dtype, device)
     return result.requires_grad_() if requires_grad else result
 
 
@@ -142,11 +141,11 @@ def from_dlpack(ext_tensor: Any) -> Tensor:
 
 
 def _filled(
-    name: str, shape: tuple[int, ...], value: Any, dtype: Any, requires_grad: bool
+    name: str, shape: tuple[int, ...], value: Any, dtype: Any, requires_grad: bool, where: str
 ) -> Tensor:
-    result = empty_array(shape, as_dtype(name, dtype))
+    result = empty_on(where, shape, as_dtype(name, dtype))
     result.fill(value)
-    return finish(result, requires_grad)
+    return finish(result, requires_grad, where)
 
 
 def zeros(
@@ -154,13 +153,14 @@ def zeros(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Zeros of shape ``(2, 3)`` or ``2, 3`` (default dtype float32)."""
-    check_device("zeros", device)
+    where = check_device("zeros", device)
     return _filled(
         "zeros",
         sizes("zeros", shape if size is None else (size,)),
         0,
         dtype or get_default_dtype(),
         requires_grad,
+        where,
     )
 
 
@@ -169,13 +169,14 @@ def ones(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Ones of shape ``(2, 3)`` or ``2, 3`` (default dtype float32)."""
-    check_device("ones", device)
+    where = check_device("ones", device)
     return _filled(
         "ones",
         sizes("ones", shape if size is None else (size,)),
         1,
         dtype or get_default_dtype(),
         requires_grad,
+        where,
     )
 
 
@@ -188,13 +189,13 @@ def full(
     requires_grad: bool = False,
 ) -> Tensor:
     """`fill_value` in shape `size`; without dtype, that of the value."""
-    check_device("full", device)
+    where = check_device("full", device)
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
     if not isinstance(value, (bool, int, float, np.generic)):
         raise TypeError(f"full: fill_value must be a number, got {type(value).__name__}")
     if dtype is None:
         dtype = result_dtype(value.item() if isinstance(value, np.generic) else value)
-    return _filled("full", sizes("full", (size,)), value, dtype, requires_grad)
+    return _filled("full", sizes("full", (size,)), value, dtype, requires_grad, where)
 
 
 def empty(
@@ -202,10 +203,12 @@ def empty(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Uninitialised memory of shape ``(2, 3)`` or ``2, 3``."""
-    check_device("empty", device)
+    where = check_device("empty", device)
     shape = sizes("empty", shape if size is None else (size,))
     return finish(
-        empty_array(shape, as_dtype("empty", dtype or get_default_dtype())), requires_grad
+        empty_on(where, shape, as_dtype("empty", dtype or get_default_dtype())),
+        requires_grad,
+        where,
     )
 
 
@@ -213,11 +216,11 @@ def _like(
     name: str, input: Any, value: Any, dtype: Any, device: Any, requires_grad: bool
 ) -> Tensor:
     x = expect_tensor(name, "input", input)
-    check_device(name, device)
+    where = check_device(name, input.device if device is None else device)
     result = np.empty_like(x, dtype=as_dtype(name, x.dtype if dtype is None else dtype))
     if value is not None:
         result.fill(value)
-    return finish(result, requires_grad)
+    return finish(result, requires_grad, where)
 
 
 def zeros_like(
@@ -277,7 +280,7 @@ def arange(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """start, start + step, ... below `end`; int64 for integers, else the default float."""
-    check_device("arange", device)
+    where = check_device("arange", device)
     if end is None:
         start, end = 0, start
     start, end, step = (
@@ -293,7 +296,7 @@ def arange(
     wanted = as_dtype("arange", dtype)
     integral = all(isinstance(v, (int, np.integer)) for v in (start, end, step))
     values = np.arange(count, dtype=np.int64 if integral else np.float64) * step + start
-    return finish(values.astype(wanted), requires_grad)
+    return finish(values.astype(wanted), requires_grad, where)
 
 
 def linspace(
@@ -301,12 +304,12 @@ def linspace(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """`steps` evenly spaced values from `start` to `end`, both included."""
-    check_device("linspace", device)
+    where = check_device("linspace", device)
     start, end = _number("linspace", "start", start), _number("linspace", "end", end)
     if operator.index(steps) < 0:
         raise RuntimeError(f"linspace: steps must not be negative, got {steps}")
     wanted = as_dtype("linspace", dtype or get_default_dtype())
-    return finish(np.linspace(start, end, operator.index(steps)).astype(wanted), requires_grad)
+    return finish(np.linspace(start, end, operator.index(steps)).astype(wanted), requires_grad, where)
 
 
 def logspace(
@@ -314,11 +317,11 @@ def logspace(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Base ** linspace(start, end, steps)."""
-    check_device("logspace", device)
+    where = check_device("logspace", device)
     start, end = _number("logspace", "start", start), _number("logspace", "end", end)
     wanted = as_dtype("logspace", dtype or get_default_dtype())
     values = np.logspace(start, end, operator.index(steps), base=base)
-    return finish(values.astype(wanted), requires_grad)
+    return finish(values.astype(wanted), requires_grad, where)
 
 
 def eye(
@@ -326,10 +329,10 @@ def eye(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """The n x m matrix with ones on the diagonal."""
-    check_device("eye", device)
+    where = check_device("eye", device)
     rows, columns = sizes("eye", (n, n if m is None else m))
     wanted = as_dtype("eye", dtype or get_default_dtype())
-    return finish(np.eye(rows, columns, dtype=wanted), requires_grad)
+    return finish(np.eye(rows, columns, dtype=wanted), requires_grad, where)
 
 
 # ---- triangles and diagonals ----

@@ -238,12 +238,12 @@ def _drawn(
     name: str, fill: Callable[..., None], shape: tuple[int, ...], generator: Any, dtype: Any,
     device: Any, requires_grad: bool,
 ) -> Tensor:  # fmt: skip
-    check_device(name, device)
+    where = check_device(name, device)
     wanted = get_default_dtype() if dtype is None else as_dtype(name, dtype)
     _check_floating(name, wanted)
     y = empty_array(shape, wanted)
     fill(y, _generator(name, generator), 0.0, 1.0)
-    return finish(y, requires_grad)
+    return finish(y, requires_grad, where)
 
 
 def rand(
@@ -294,7 +294,7 @@ def randint(
 
     Raises RuntimeError unless low < high and both fit the dtype, TypeError for other than ints.
     """
-    check_device("randint", device)
+    where = check_device("randint", device)
     if size is None and high is not None and not isinstance(high, (int, np.integer)):
         low, high, size = 0, low, high
     elif size is not None and high is None:
@@ -306,7 +306,7 @@ def randint(
     _check_holds("randint", wanted, *bounds)
     shape = sizes("randint", (size,))
     values = _integers("randint", _generator("randint", generator), *bounds, shape)
-    return finish(values.astype(wanted), requires_grad)
+    return finish(values.astype(wanted), requires_grad, where)
 
 
 def _largest_integer(dtype: Any) -> int:
@@ -330,12 +330,12 @@ def randperm(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """A random order of 0 ... n - 1, all orders equally likely; int64."""
-    check_device("randperm", device)
+    where = check_device("randperm", device)
     (count,) = sizes("randperm", (n,))
     wanted = np.dtype(np.int64) if dtype is None else as_dtype("randperm", dtype)
     _check_holds("randperm", wanted, 0, max(count, 1))
     rng = numpy_generator(_generator("randperm", generator), count)
-    return finish(rng.permutation(count).astype(wanted, copy=False), requires_grad)
+    return finish(rng.permutation(count).astype(wanted, copy=False), requires_grad, where)
 
 
 def normal(
@@ -347,7 +347,7 @@ def normal(
     mean, std: numbers, or tensors that broadcast together (then `size` is not given). Not
     differentiable. Raises RuntimeError for a negative std.
     """
-    check_device("normal", device)
+    where = check_device("normal", device)
     source = _generator("normal", generator)
     if size is not None:
         mean, std = _number("normal", "mean", mean), _number("normal", "std", std)
@@ -356,7 +356,7 @@ def normal(
         _check_floating("normal", wanted)
         y = empty_array(sizes("normal", (size,)), wanted)
         _fill_normal(y, source, mean, std)
-        return finish(y, requires_grad)
+        return finish(y, requires_grad, where)
     if not isinstance(mean, TensorBase) and not isinstance(std, TensorBase):
         raise TypeError("normal: mean and std are numbers, so size must be given")
     centre, width = (
@@ -376,7 +376,7 @@ def normal(
         ) from None
     y = empty_array(shape, wanted)
     _fill_normal(y, source, 0.0, 1.0)
-    return finish((y * width + centre).astype(wanted, copy=False), requires_grad)
+    return finish((y * width + centre).astype(wanted, copy=False), requires_grad, where)
 
 
 def _like(
@@ -384,11 +384,11 @@ def _like(
     requires_grad: bool, generator: Any,
 ) -> Tensor:  # fmt: skip
     x = expect_tensor(name, "input", input)
-    check_device(name, device)
+    where = check_device(name, input.device if device is None else device)
     y = np.empty_like(x, dtype=as_dtype(name, x.dtype if dtype is None else dtype))
     _check_floating(name, y.dtype)
     fill(y, _generator(name, generator), 0.0, 1.0)
-    return finish(y, requires_grad)
+    return finish(y, requires_grad, where)
 
 
 def rand_like(

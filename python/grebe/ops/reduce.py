@@ -110,7 +110,7 @@ def sum(
     """The sum over `dim` (default: all). bool and small integers are summed as int64."""
     x = expect_tensor("sum", "input", input)
     if dim is None and x.dtype is _F32 and dtype is axis is None and not keepdim and not keepdims:
-        y = _cpu.empty((), _F32)  # the commonest call, short
+        y = kernels(x).empty((), _F32)  # the commonest call, short
         kernels(x).reduce_sum(x, y, 1.0)
         return record(Sum, y, (input,), (x.shape, None, 1.0))
     if dtype is not None:

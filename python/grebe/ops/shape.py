@@ -19,7 +19,8 @@ from ..backend import cast as cast_array
 from ..backend import contiguous as contiguous_array
 from ..backend import copy as copy_array
 from ..backend import empty as empty_array
-from ..backend import kernels
+from ..backend import expand as expand_array
+from ..backend import is_on_cuda, kernels, place
 from ..dtypes import as_dtype, is_floating, promote_types
 from ..tensor import (
     Size,
@@ -302,7 +303,7 @@ def expand(self: Tensor, *sizes: Any) -> Tensor:
             shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted)
         )
     try:
-        y = kernels(self.array).expand(self.array, wanted)
+        y = expand_array(self.array, wanted)
     except ValueError:
         raise RuntimeError(
             f"expand: shape {list(shape)} can't be expanded to {list(wanted)}"
@@ -620,7 +621,7 @@ class Embed(Node):
 def slice_of(input: Tensor, index: Any) -> Tensor:
     """input[index] for a checked basic index: a view."""
     y = input.array[index]
-    if not isinstance(y, np.ndarray):  # NumPy gives scalars for full integer indices
+    if isinstance(y, np.generic):  # NumPy gives scalars for full integer indices
         y = input.array[tuple(slice(i, i + 1 or None) for i in index)].reshape(())
     return record_view(Slice, y, input, (index, input.array.shape))
 
@@ -758,6 +759,15 @@ class Cast(Node):
         return grad.to(self.saved[0])
 
 
+class Move(Node):
+    """To another device; the gradient moves back."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Tensor) -> Any:
+        return grad.to(self.saved[0])
+
+
 @method
 def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
     """A copy in the same memory format, with gradient."""
@@ -802,7 +812,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         raise TypeError(f"to: unexpected argument {sorted(unknown)[0]!r}")
     for arg in args:
         if isinstance(arg, Tensor):
-            dtype = arg.dtype
+            dtype, where = arg.dtype, arg.device
         elif isinstance(arg, device_type) or (
             isinstance(arg, str) and arg.partition(":")[0] in ("cpu", "cuda")
         ):
@@ -811,8 +821,12 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             continue  # non_blocking, copy by position
         elif arg is not None:
             dtype = arg
-    check_device("to", where)
     x = self.array
+    here = "cuda" if is_on_cuda(x) else "cpu"
+    there = here if where is None else check_device("to", where)
+    if there != here:
+        self = record(Move, place(x, there), (self,), (here,))
+        x, copy = self.array, False
     wanted = x.dtype if dtype is None else as_dtype("to", dtype)
     memory_format = kwargs.get("memory_format")
     if memory_format == "channels_last":
@@ -859,15 +873,14 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
 
 @method
 def cpu(self: Tensor) -> Tensor:
-    """The tensor on the CPU."""
-    return self
+    """The tensor on the CPU; itself if it is there."""
+    return to(self, "cpu")
 
 
 @method
 def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
     """The tensor on a GPU; RuntimeError where there is none."""
-    check_device("cuda", "cuda" if device is None else device)
-    return self
+    return to(self, "cuda" if device is None else device)
 
 
 def detach(input: Tensor) -> Tensor:
