@@ -505,3 +505,20 @@ def test_errors() -> None:
     ]:
         with pytest.raises(error, match=words):
             call()
+
+
+@pytest.mark.parametrize("layout", ["NN", "TN", "NT"])
+@pytest.mark.parametrize("m, n", [(1, 64), (8, 64), (64, 64), (256, 64), (64, 1), (256, 256)])
+def test_long_sums_stay_accurate(m: int, n: int, layout: str) -> None:
+    k = 4096
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((m, k) if layout[0] == "N" else (k, m)).astype(np.float32)
+    b = rng.standard_normal((k, n) if layout[1] == "N" else (n, k)).astype(np.float32)
+    if layout[0] == "T":
+        a = a.T
+    if layout[1] == "T":
+        b = b.T
+    truth = a.astype(np.float64) @ b.astype(np.float64)
+    error = np.sqrt(np.mean(((grebe.from_numpy(a) @ grebe.from_numpy(b)).numpy() - truth) ** 2))
+    # Products of k terms of size 1 in chains of 1024 additions; one chain of 4096: twice as much.
+    assert error <= 6e-5, f"rms error {error:.3g}"

@@ -162,6 +162,27 @@ inline Range even_part(int64_t n, int64_t parts, int64_t i) {
   return {i * size + smaller(i, larger), size + (i < larger)};
 }
 
+// Block `i` of `blocks` of k: what it adds to c.
+template <class T>
+inline Problem<T> depth_block(const Problem<T>& p, int64_t blocks, int64_t i) {
+  const Range k = even_part(p.k, blocks, i);
+  Problem<T> q = p;
+  q.k = k.size;
+  q.a += k.begin * p.a_k;
+  q.b += k.begin * p.b_k;
+  if (i > 0) q.beta = sum_of<T>(1);
+  q.last = p.last && i + 1 == blocks;
+  return q;
+}
+
+// f for p, in blocks of k where a chain of so many additions would lose accuracy.
+template <class T, class F>
+inline void by_depth(const Problem<T>& p, const F& f) {
+  const int64_t blocks = divide_up(p.k, kDepth);
+  if (blocks <= 1) return f(p);
+  for (int64_t i = 0; i < blocks; ++i) f(depth_block(p, blocks, i));
+}
+
 // ---- direct ----
 
 template <int V>
@@ -219,7 +240,9 @@ void direct_row(const Problem<T>& p) {
     for (; t < end; ++t) {
       const Range part = even_part(vectors, strips, t);
       const int64_t col = part.begin * lanes<T>;
-      direct_strip(p, part.size, col, smaller(part.size * lanes<T>, p.n - col));
+      by_depth(p, [&](const Problem<T>& q) {
+        direct_strip(q, part.size, col, smaller(part.size * lanes<T>, p.n - col));
+      });
     }
   });
 }
@@ -233,12 +256,14 @@ inline void direct_block(const Problem<T>& p, const Range& rows, const Range& pa
   q.a += rows.begin * p.a_row;
   q.c += rows.begin * p.c_row;
   q.epilogue.skip_rows(rows.begin);
-  if (part.size == 1) direct_panel<T, 1>(q, col, n);
-  if (part.size == 2) direct_panel<T, 2>(q, col, n);
-  if constexpr (kVectors > 2) {
-    if (part.size == 3) direct_panel<T, 3>(q, col, n);
-    if (part.size == 4) direct_panel<T, 4>(q, col, n);
-  }
+  by_depth(q, [&](const Problem<T>& block) {
+    if (part.size == 1) direct_panel<T, 1>(block, col, n);
+    if (part.size == 2) direct_panel<T, 2>(block, col, n);
+    if constexpr (kVectors > 2) {
+      if (part.size == 3) direct_panel<T, 3>(block, col, n);
+      if (part.size == 4) direct_panel<T, 4>(block, col, n);
+    }
+  });
 }
 
 constexpr int64_t kStreamedBytes = 2 << 20;
@@ -279,13 +304,7 @@ void deep(const Problem<T>& p) {
   const int64_t blocks = divide_up(p.k, kDeepBytes / static_cast<int64_t>(sizeof(T)));
   parallel_tasks(panels * pieces, p.k * kDirectRows<1> * kCols<T>, [&](int64_t begin, int64_t end) {
     for (int64_t block = 0; block < blocks; ++block) {
-      const Range k = even_part(p.k, blocks, block);
-      Problem<T> q = p;
-      q.k = k.size;
-      q.a += k.begin * p.a_k;
-      q.b += k.begin * p.b_k;
-      if (block > 0) q.beta = sum_of<T>(1);
-      q.last = p.last && block + 1 == blocks;
+      const Problem<T> q = depth_block(p, blocks, block);
       for (int64_t t = begin; t < end; ++t)
         direct_block(q, even_part(p.m, pieces, t % pieces), even_part(vectors, panels, t / pieces));
     }
@@ -508,16 +527,12 @@ struct CopyBlocks {
 
   // The largest of them is block (0, 0).
   Problem<T> block(const Problem<T>& p, int64_t i, int64_t j) const {
-    const Range rows = even_part(p.m, row_blocks, i), k = even_part(p.k, k_blocks, j);
-    Problem<T> q = p;
+    const Range rows = even_part(p.m, row_blocks, i);
+    Problem<T> q = depth_block(p, k_blocks, j);
     q.m = rows.size;
-    q.k = k.size;
-    q.a += rows.begin * p.a_row + k.begin * p.a_k;
-    q.b += k.begin * p.b_k;
+    q.a += rows.begin * p.a_row;
     q.c += rows.begin * p.c_row;
     q.epilogue.skip_rows(rows.begin);
-    if (j > 0) q.beta = sum_of<T>(1);
-    q.last = p.last && j + 1 == k_blocks;
     return q;
   }
   static int64_t copy_bytes(const Problem<T>& block) {
