@@ -44,8 +44,12 @@ def install(extras: str, instrument: str = "") -> None:
     pip = [PYTHON, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, *BUILD_TOOLS], check=True)
     print(f"building grebe[{extras}]", instrument, flush=True)
-    options = [f"-Cbuild-dir=build/{instrument}", f"-Ccmake.define.GREBE_INSTRUMENT={instrument}"]
-    command = [*pip, "--no-build-isolation", *(options if instrument else []), f"{ROOT}[{extras}]"]
+    options = ["-Ccmake.define.GREBE_EMULATOR=ON"] if "test" in extras else []
+    if instrument:
+        options = [
+            f"-Cbuild-dir=build/{instrument}", f"-Ccmake.define.GREBE_INSTRUMENT={instrument}"
+        ]  # fmt: skip
+    command = [*pip, "--no-build-isolation", *options, f"{ROOT}[{extras}]"]
     subprocess.run(command, check=True)
 
 

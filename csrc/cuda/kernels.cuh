@@ -24,6 +24,8 @@ struct Error : std::runtime_error {
 void* current_stream();
 // Memory on the device until the end of the running operation.
 void* workspace(int64_t bytes);
+// 10 times the current device's: 80 for sm_80.
+int compute_capability();
 [[noreturn]] void unsupported(const char* name, DType dtype);
 
 // ---- launching ----

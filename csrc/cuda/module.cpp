@@ -148,6 +148,18 @@ void* workspace(int64_t bytes) {
   return view.data;
 }
 
+int compute_capability() {
+#ifdef GREBE_EMULATE
+  return 90;
+#else
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return 10 * major + minor;
+#endif
+}
+
 void unsupported(const char* name, DType dtype) {
   static const char* names[] = {"float32", "float64", "bfloat16", "float16",
                                 "int64",   "int32",   "uint8",    "bool"};

@@ -1,0 +1,346 @@
+// Products of tiles: C tile += A slice times B slice, staged through shared memory.
+//
+// Three engines with the same shape: `loader` brings a slice of kDepth from global memory, `tile`
+// multiplies it. FmaTile works for every type and stride. MmaTile is for 16-bit numbers and
+// Tf32Tile for float32 on tensor cores; both need operands that are dense along one dimension and
+// start on 16 bytes, and bring them by asynchronous copies, several slices ahead.
+//
+// float32 on tensor cores keeps float32's accuracy: every operand is the sum of two TF32 numbers, of
+// whose four products three count (Ootomo and Yokota, "Recovering single precision accuracy from
+// Tensor Cores", arXiv 2203.03341). Tensor cores cut off instead of rounding, so each slice is summed
+// from zero and added to the total by ordinary additions.
+#pragma once
+#include "kernels.cuh"
+
+namespace grebe::cuda {
+namespace {
+
+// One matrix operand of a tile product: element (i, k), where i is the row of A or the column of B.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t i_stride, k_stride;
+};
+
+// ---- FMA ----
+
+// A tile of kM x kN by 256 threads, kM / 16 x kN / 16 results each, in groups of four.
+template <class T, int kM, int kN>
+struct FmaTile {
+  using Wide = grebe::cuda::Wide<T>;
+  static constexpr int kDepth = 16, kRows = kM / 16, kColumns = kN / 16;
+  static constexpr int kPad = 4;
+  static constexpr size_t kSharedBytes = sizeof(Wide) * kDepth * (kM + kN + 2 * kPad);
+
+  Wide sum[kRows][kColumns];
+  Wide next_a[kM * kDepth / kThreads], next_b[kN * kDepth / kThreads];
+  Wide *a, *b;  // slices in shared memory, [kDepth][kM + kPad]
+
+  DEVICE explicit FmaTile(Shared& shared)
+      : a(shared.take<Wide>(kDepth * (kM + kPad))), b(shared.take<Wide>(kDepth * (kN + kPad))) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) sum[i][j] = 0;
+  }
+
+  // Where this thread's n-th element of a slice of kSize x kDepth lies: neighbouring threads along
+  // the dimension that is dense.
+  template <int kSize>
+  static DEVICE void position(const Operand<T>& x, int n, int* i, int* k) {
+    const int t = threadIdx.x + n * kThreads;
+    if (x.i_stride == 1) {
+      *i = t % kSize;
+      *k = t / kSize;
+    } else {
+      *i = t / kDepth;
+      *k = t % kDepth;
+    }
+  }
+  template <int kSize>
+  static DEVICE void fetch(Wide* next, const Operand<T>& x, int64_t i0, int64_t size, int64_t k0,
+                           int64_t k_end) {
+#pragma unroll
+    for (int n = 0; n < kSize * kDepth / kThreads; ++n) {
+      int i, k;
+      position<kSize>(x, n, &i, &k);
+      const bool valid = i0 + i < size && k0 + k < k_end;
+      next[n] = valid ? widen(x.data[(i0 + i) * x.i_stride + (k0 + k) * x.k_stride]) : Wide(0);
+    }
+  }
+  template <int kSize>
+  static DEVICE void put(Wide* slice, const Wide* next, const Operand<T>& x) {
+#pragma unroll
+    for (int n = 0; n < kSize * kDepth / kThreads; ++n) {
+      int i, k;
+      position<kSize>(x, n, &i, &k);
+      slice[k * (kSize + kPad) + i] = next[n];
+    }
+  }
+
+  // Rows and columns of this thread: four neighbours, then four that lie 64 further.
+  static DEVICE int row(int i) { return i / 4 * 64 + threadIdx.x / 16 * 4 + i % 4; }
+  static DEVICE int column(int j) { return j / 4 * 64 + threadIdx.x % 16 * 4 + j % 4; }
+
+  DEVICE void multiply_slice() {
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      Wide left[kRows], right[kColumns];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) left[i] = a[k * (kM + kPad) + row(i)];
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) right[j] = b[k * (kN + kPad) + column(j)];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) sum[i][j] = fma(left[i], right[j], sum[i][j]);
+    }
+  }
+
+  // Adds A[i0.., k_begin..k_end) times B[.., j0..).
+  DEVICE void multiply(const Operand<T>& x, int64_t i0, int64_t m, const Operand<T>& y, int64_t j0,
+                       int64_t n, int64_t k_begin, int64_t k_end) {
+    fetch<kM>(next_a, x, i0, m, k_begin, k_end);
+    fetch<kN>(next_b, y, j0, n, k_begin, k_end);
+    for (int64_t k = k_begin; k < k_end; k += kDepth) {
+      put<kM>(a, next_a, x);
+      put<kN>(b, next_b, y);
+      __syncthreads();
+      if (k + kDepth < k_end) {
+        fetch<kM>(next_a, x, i0, m, k + kDepth, k_end);
+        fetch<kN>(next_b, y, j0, n, k + kDepth, k_end);
+      }
+      multiply_slice();
+      __syncthreads();
+    }
+  }
+
+  // f(row, column, result) for all of this thread's results.
+  template <class F>
+  DEVICE void for_each(F f) const {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) f(row(i), column(j), sum[i][j]);
+  }
+};
+
+// ---- tensor cores ----
+
+// Where slices lie in shared memory and how 16-byte chunks of them get there. kAlongK: element
+// (i, k) at [i][k], else at [k][i]. Chunks are permuted within their row so that the reads of a warp
+// spread over the banks.
+template <class T, int kSize, int kDepth, bool kAlongK>
+struct Slice {
+  static constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kRow = kAlongK ? kDepth : kSize, kRowCount = kAlongK ? kSize : kDepth;
+  static constexpr int kChunks = kRow / kChunk;
+  // A row of 64 bytes: two rows fill the banks, so pairs of rows share a permutation. Longer rows of
+  // floats are padded instead, because single elements of several rows are read at once.
+  static constexpr bool kPadded = !kAlongK && sizeof(T) == 4;
+  static constexpr int kStride = kRow + (kPadded ? 8 : 0);
+  static constexpr int kElements = kRowCount * kStride;
+
+  static DEVICE int offset(int row, int chunk) {
+    if (kPadded) return row * kStride + chunk * kChunk;
+    const int shuffled = kAlongK ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8);
+    return row * kStride + shuffled * kChunk;
+  }
+  static DEVICE int element(int i, int k) {
+    const int row = kAlongK ? i : k, at = kAlongK ? k : i;
+    return offset(row, at / kChunk) + at % kChunk;
+  }
+
+  // Starts the copies of A[i0.., k0..); what lies outside becomes zero.
+  static DEVICE void fetch(T* slice, const Operand<T>& x, int64_t i0, int64_t size, int64_t k0,
+                           int64_t k_end) {
+#pragma unroll
+    for (int n = 0; n < kRowCount * kChunks / kThreads; ++n) {
+      const int t = threadIdx.x + n * kThreads, row = t / kChunks, chunk = t % kChunks;
+      const int64_t i = i0 + (kAlongK ? row : chunk * kChunk);
+      const int64_t k = k0 + (kAlongK ? chunk * kChunk : row);
+      const bool valid = i < size && k < k_end;
+      const T* from = x.data + (valid ? i * x.i_stride + k * x.k_stride : 0);
+      copy_async(slice + offset(row, chunk), from, valid);
+    }
+  }
+};
+
+// What the two engines on tensor cores share: 128x128 results by 8 warps of 64x32, slices brought
+// kStages - 1 ahead. `Derived` multiplies a slice.
+template <class Derived, class T, int kDepth, bool kAAlongK, bool kBAlongK, int kStages>
+struct WarpTiles {
+  static constexpr int kM = 128, kN = 128, kWarpM = 64, kWarpN = 32;
+  static constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;
+  using A = Slice<T, kM, kDepth, kAAlongK>;
+  using B = Slice<T, kN, kDepth, kBAlongK>;
+  static constexpr size_t kSharedBytes = kStages * (A::kElements + B::kElements) * sizeof(T);
+
+  float sum[kTilesM][kTilesN][4];
+  T *a, *b;
+
+  DEVICE explicit WarpTiles(Shared& shared)
+      : a(shared.take<T>(kStages * A::kElements)), b(shared.take<T>(kStages * B::kElements)) {
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum[i][j][e] = 0;
+  }
+
+  static DEVICE int warp_row() { return static_cast<int>(threadIdx.x) / 32 / 4 * kWarpM; }
+  static DEVICE int warp_column() { return static_cast<int>(threadIdx.x) / 32 % 4 * kWarpN; }
+
+  DEVICE void multiply(const Operand<T>& x, int64_t i0, int64_t m, const Operand<T>& y, int64_t j0,
+                       int64_t n, int64_t k_begin, int64_t k_end) {
+    const int64_t slices = (k_end - k_begin + kDepth - 1) / kDepth;
+    auto bring = [&](int64_t s) {
+      if (s < slices) {
+        const int64_t stage = s % kStages, k = k_begin + s * kDepth;
+        A::fetch(a + stage * A::kElements, x, i0, m, k, k_end);
+        B::fetch(b + stage * B::kElements, y, j0, n, k, k_end);
+      }
+      copy_async_commit();
+    };
+    for (int s = 0; s < kStages - 1; ++s) bring(s);
+    for (int64_t s = 0; s < slices; ++s) {
+      copy_async_wait<kStages - 2>();
+      __syncthreads();
+      bring(s + kStages - 1);  // into the stage that all threads have left behind
+      const int64_t stage = s % kStages;
+      static_cast<Derived*>(this)->multiply_slice(a + stage * A::kElements, b + stage * B::kElements);
+    }
+    copy_async_wait<0>();
+  }
+
+  template <class F>
+  DEVICE void for_each(F f) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          f(warp_row() + i * 16 + e / 2 * 8 + lane / 4, warp_column() + j * 8 + lane % 4 * 2 + e % 2,
+            sum[i][j][e]);
+  }
+};
+
+DEVICE void multiply_add(bf16*, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_bf16(d, a, b0, b1);
+}
+DEVICE void multiply_add(half*, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_half(d, a, b0, b1);
+}
+
+template <class T, bool kAAlongK, bool kBAlongK>
+struct MmaTile : WarpTiles<MmaTile<T, kAAlongK, kBAlongK>, T, 32, kAAlongK, kBAlongK, 4> {
+  using Base = WarpTiles<MmaTile, T, 32, kAAlongK, kBAlongK, 4>;
+  using Base::Base;
+  using A = typename Base::A;
+  using B = typename Base::B;
+
+  // The 16x16 tile of A at (i, k), the pair of 16x8 tiles of B at (k, j).
+  static DEVICE void load_a(uint32_t (&r)[4], const T* slice, int i, int k) {
+    const int lane = threadIdx.x % 32;
+    if (kAAlongK)
+      load_matrices(r, slice + A::element(i + lane % 16, k + lane / 16 * 8));
+    else
+      load_matrices_transposed(r,
+                               slice + A::element(i + lane / 8 % 2 * 8, k + lane / 16 * 8 + lane % 8));
+  }
+  static DEVICE void load_b(uint32_t (&r)[4], const T* slice, int j, int k) {
+    const int lane = threadIdx.x % 32;
+    if (kBAlongK)
+      load_matrices(r, slice + B::element(j + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
+    else
+      load_matrices_transposed(r,
+                               slice + B::element(j + lane / 16 * 8, k + lane / 8 % 2 * 8 + lane % 8));
+  }
+
+  DEVICE void multiply_slice(const T* a, const T* b) {
+#pragma unroll
+    for (int k = 0; k < 32; k += 16) {
+      uint32_t left[Base::kTilesM][4], right[Base::kTilesN / 2][4];
+#pragma unroll
+      for (int i = 0; i < Base::kTilesM; ++i) load_a(left[i], a, Base::warp_row() + i * 16, k);
+#pragma unroll
+      for (int j = 0; j < Base::kTilesN / 2; ++j)
+        load_b(right[j], b, Base::warp_column() + j * 16, k);
+#pragma unroll
+      for (int i = 0; i < Base::kTilesM; ++i)
+#pragma unroll
+        for (int j = 0; j < Base::kTilesN; ++j)
+          multiply_add(static_cast<T*>(nullptr), this->sum[i][j], left[i], right[j / 2][j % 2 * 2],
+                       right[j / 2][j % 2 * 2 + 1]);
+    }
+  }
+};
+
+// A float as a TF32 number and what that leaves out.
+struct SplitFloat {
+  uint32_t high, low;
+};
+DEVICE SplitFloat split(float x) {
+  SplitFloat s;
+  s.high = round_tf32(x);
+  float high;
+  memcpy(&high, &s.high, 4);
+  // Infinities and NaN stand in `high`; their difference would be NaN.
+  s.low = x - x == 0 ? round_tf32(x - high) : 0;
+  return s;
+}
+
+template <bool kAAlongK, bool kBAlongK>
+struct Tf32Tile : WarpTiles<Tf32Tile<kAAlongK, kBAlongK>, float, 16, kAAlongK, kBAlongK, 3> {
+  using Base = WarpTiles<Tf32Tile, float, 16, kAAlongK, kBAlongK, 3>;
+  using Base::Base;
+  using A = typename Base::A;
+  using B = typename Base::B;
+
+  DEVICE void multiply_slice(const float* a, const float* b) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    float part[Base::kTilesM][Base::kTilesN][4] = {};
+#pragma unroll
+    for (int k = 0; k < 16; k += 8) {
+      uint32_t b_high[Base::kTilesN][2], b_low[Base::kTilesN][2];
+#pragma unroll
+      for (int j = 0; j < Base::kTilesN; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const SplitFloat s =
+              split(b[B::element(Base::warp_column() + j * 8 + g, k + t + e * 4)]);
+          b_high[j][e] = s.high;
+          b_low[j][e] = s.low;
+        }
+#pragma unroll
+      for (int i = 0; i < Base::kTilesM; ++i) {
+        uint32_t high[4], low[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const SplitFloat s = split(
+              a[A::element(Base::warp_row() + i * 16 + g + e % 2 * 8, k + t + e / 2 * 4)]);
+          high[e] = s.high;
+          low[e] = s.low;
+        }
+#pragma unroll
+        for (int j = 0; j < Base::kTilesN; ++j) {
+          multiply_tf32(part[i][j], low, b_high[j][0], b_high[j][1]);
+          multiply_tf32(part[i][j], high, b_low[j][0], b_low[j][1]);
+          multiply_tf32(part[i][j], high, b_high[j][0], b_high[j][1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Base::kTilesM; ++i)
+#pragma unroll
+      for (int j = 0; j < Base::kTilesN; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) this->sum[i][j][e] += part[i][j][e];
+  }
+};
+
+}  // namespace
+}  // namespace grebe::cuda
