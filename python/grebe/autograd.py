@@ -18,7 +18,7 @@ import numpy as np
 
 from . import _cpu
 from ._cpu import Node, TensorBase, attach, grad_enabled, share, wrap
-from .backend import copy
+from .backend import copy, kernels
 
 __all__ = [
     "Function",
@@ -298,7 +298,8 @@ class Segment(_Pass):
 def _accumulate(total: Any, gradient: Any, owned: bool) -> Any:
     """Total + gradient, in place where this pass made `total` itself and nobody records."""
     if owned and not grad_enabled():
-        y = _cpu.add(total.array, gradient.array, total.array)
+        array = total.array
+        y = kernels(array).add(array, gradient.array, array)
         if y is not NotImplemented:
             return total
     return total + gradient
@@ -320,13 +321,13 @@ def _own(gradient: Any, keep: Any) -> Any:
         and sys.getrefcount(array) <= _REFERENCES
         and array.shape == keep.array.shape
         and array.dtype == keep.array.dtype
-        and array.flags.writeable
+        and (not isinstance(array, np.ndarray) or array.flags.writeable)
         and (array.strides == keep.array.strides or array.flags.c_contiguous)
     ):
         return gradient.detach() if gradient._requires_grad else gradient
     if array.dtype == keep.array.dtype and array.shape == keep.array.shape:
         return wrap(copy(array))
-    return wrap(np.array(np.broadcast_to(array, keep.array.shape), keep.array.dtype))
+    return wrap(np.broadcast_to(array, keep.array.shape).astype(keep.array.dtype))
 
 
 def _store(leaf: Any, entry: list[Any], create_graph: bool) -> None:
@@ -339,9 +340,10 @@ def _store(leaf: Any, entry: list[Any], create_graph: bool) -> None:
         entry[1] = None
         leaf._grad = _own(gradient, leaf)
     else:
-        y = _cpu.add(before.array, entry[1].array, before.array)
+        array = before.array
+        y = kernels(array).add(array, entry[1].array, array)
         if y is NotImplemented:
-            before.array[...] += entry[1].array
+            array[...] += entry[1].array
         _cpu.bump(before)
 
 

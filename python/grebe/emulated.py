@@ -28,10 +28,11 @@ class _Memory:
 class EmulatedArray(NDArrayOperatorsMixin):
     """Memory of the emulated GPU, of the shape, strides and dtype of the NumPy array behind it."""
 
-    __slots__ = ("__weakref__", "_host")
+    __slots__ = ("__weakref__", "_host", "base")
 
-    def __init__(self, host: np.ndarray[Any, Any]) -> None:
+    def __init__(self, host: np.ndarray[Any, Any], owned: bool = False) -> None:
         self._host = host
+        self.base = None if owned else host.base  # not None: a view
 
     @property
     def data(self) -> _Memory:
@@ -142,7 +143,7 @@ def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = 
     for n in shape:
         size *= n
     memory = np.full(max(size, 1), 0xFF, np.uint8)
-    return EmulatedArray(np.ndarray(shape, dtype, memory, strides=strides))
+    return EmulatedArray(np.ndarray(shape, dtype, memory, strides=strides), owned=True)
 
 
 class Library:

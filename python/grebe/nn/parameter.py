@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import TensorBase, share, wrap
+from ..backend import empty_on
 from ..tensor import Tensor, check_device
 
 __all__ = [
@@ -121,9 +122,9 @@ class _Uninitialized(Tensor):
 
         shape: ints. dtype: None keeps the dtype given at creation.
         """
-        check_device(f"{type(self).__name__}.materialize", device)
+        where = check_device(f"{type(self).__name__}.materialize", device)
         wanted = self.dtype if dtype is None else np.dtype(dtype)
-        _raw.__set__(self, _cpu.empty(tuple(int(size) for size in shape), wanted))
+        _raw.__set__(self, empty_on(where, tuple(int(size) for size in shape), wanted))
         self.__class__ = self._becomes  # type: ignore[assignment]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ in-place forms and operators in inplace.py.
 
 from __future__ import annotations
 
+import builtins
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
-from ..backend import Array, kernels, readable
+from ..backend import Array, as_storage, is_on_cuda, kernels, place, readable
 from ..backend import cast as cast_array
 from ..dtypes import get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, expect_tensor, method
@@ -100,9 +101,26 @@ def check_broadcast(name: str, *operands: Any) -> None:
         ) from None
 
 
+def one_device(name: str, operands: list[Any]) -> list[Any]:
+    """The operands with 0-d CPU arrays as numbers beside arrays of the GPU; RuntimeError for other
+    mixtures.
+    """
+    arrays = [o for o in operands if not isinstance(o, Number)]
+    if not builtins.any(is_on_cuda(a) for a in arrays):
+        return operands
+    found = [o.item() if isinstance(o, np.ndarray) and o.ndim == 0 else o for o in operands]
+    if builtins.any(isinstance(o, np.ndarray) for o in found):
+        raise RuntimeError(f"{name}: expected all tensors on the same device, got cuda:0 and cpu")
+    return found
+
+
 def run_kernel(name: str, operands: list[Any], params: tuple[float, ...], dtype: Any) -> Array:
-    """Casts the operands to the floating `dtype` and runs the kernel, 16-bit ones in float32."""
-    work = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
+    """Casts the operands to the floating `dtype` and runs the kernel, on the CPU 16-bit ones in
+    float32.
+    """
+    operands = one_device(name, operands)
+    on_cuda = builtins.any(is_on_cuda(o) for o in operands)
+    work = dtype if dtype.itemsize >= 4 or on_cuda else np.dtype(np.float32)
     ready = [
         float(o)
         if isinstance(o, Number)
@@ -155,7 +173,7 @@ def backward_kernel(name: str, grad: Tensor, saved: Tensor, *params: float) -> T
 
 
 def scalar_like(tensor: Tensor, value: float) -> Tensor:
-    return wrap(np.asarray(value, tensor.array.dtype))
+    return wrap(place(np.asarray(value, tensor.array.dtype), tensor.device.type))
 
 
 def named(name: str, doc: str, function: Any) -> Any:
@@ -289,8 +307,8 @@ def _binary_slow(name: str, input: Any, other: Any) -> Tensor:
 def _integer_arithmetic(name: str, a: Any, b: Any, dtype: Any) -> Array:
     if dtype.kind == "b" and name == "sub":
         raise RuntimeError("sub: subtraction of bool tensors is not supported; use logical_xor")
-    a, b = (o.astype(dtype) if isinstance(o, np.ndarray) else dtype.type(o) for o in (a, b))
-    return np.asarray(_INTEGER_UFUNCS[name](a, b, dtype=dtype))
+    a, b = (dtype.type(o) if isinstance(o, Number) else o.astype(dtype) for o in (a, b))
+    return as_storage(_INTEGER_UFUNCS[name](a, b, dtype=dtype))
 
 
 def _scaled(other: Any, alpha: float) -> Any:
@@ -369,9 +387,9 @@ def _rounded_division(input: Any, other: Any, mode: str) -> Tensor:
     if is_floating(dtype):
         quotient = div(input, other)
         return floor(quotient) if mode == "floor" else trunc(quotient)
-    if np.any(np.asarray(b) == 0):
+    if np.any(b == 0):
         raise RuntimeError("div: integer division by zero")
-    quotient_array = np.asarray(np.floor_divide(a, b, dtype=dtype))
+    quotient_array = as_storage(np.floor_divide(a, b, dtype=dtype))
     if mode == "trunc":
         inexact = np.remainder(a, b) != 0
         quotient_array = quotient_array + (inexact & (quotient_array < 0)).astype(dtype)
@@ -402,14 +420,14 @@ def _modulo(name: str, ufunc: Any, mode: str, input: Any, other: Any) -> Tensor:
     a, b = operand(name, "input", input), operand(name, "other", other)
     check_broadcast(name, a, b)
     dtype = result_dtype(a, b)
-    if not is_floating(dtype) and np.any(np.asarray(b) == 0):
+    if not is_floating(dtype) and np.any(b == 0):
         raise RuntimeError(f"{name}: integer division by zero")
     input, other = (
         cast(v, dtype) if isinstance(v, TensorBase) else wrap(np.asarray(v, dtype))
         for v in (input, other)
     )
     with np.errstate(all="ignore"):
-        y = np.asarray(ufunc(input.array, other.array))
+        y = as_storage(ufunc(input.array, other.array))
     return record(Modulo, y, (input, other), (input, other, mode))
 
 
@@ -440,7 +458,7 @@ def neg(input: Tensor) -> Tensor:
     if y is NotImplemented:
         if x.dtype.kind == "b":
             raise RuntimeError("neg: bool tensors have no negative; use logical_not")
-        y = np.asarray(np.negative(x))
+        y = as_storage(np.negative(x))
     return record(Neg, y, (input,), ())
 
 
@@ -612,7 +630,7 @@ def relu(input: Tensor) -> Tensor:
     y = _relu(x)
     if y is NotImplemented:
         if not is_floating(x.dtype):
-            return wrap(np.asarray(np.maximum(x, x.dtype.type(0))))
+            return wrap(as_storage(np.maximum(x, x.dtype.type(0))))
         y = run_kernel("relu", [x], (), x.dtype)
     return record(ReLU, y, (input,), (y,))
 
@@ -622,7 +640,7 @@ def abs(input: Tensor) -> Tensor:
     """The absolute value; the gradient at 0 is 0."""
     x = expect_tensor("abs", "input", input)
     if not is_floating(x.dtype):
-        return wrap(np.asarray(np.abs(x)))
+        return wrap(as_storage(np.abs(x)))
     return unary("abs", Abs, input)
 
 
@@ -669,7 +687,7 @@ def _define_step(name: str, ufunc: Any, doc: str) -> Any:
     def function(input: Tensor) -> Tensor:
         x = expect_tensor(name, "input", input)
         integral = x.dtype.kind in "iub" and name != "sign"
-        y = x.copy() if integral else np.asarray(ufunc(x)).astype(x.dtype, copy=False)
+        y = x.copy() if integral else as_storage(ufunc(x)).astype(x.dtype, copy=False)
         return record(ZeroGradient, y, (input,), ())
 
     return named(name, f"{doc}; the gradient is 0.", function)
@@ -685,7 +703,7 @@ sign: Any = _define_step("sign", np.sign, "-1, 0 or 1")
 def round(input: Tensor, *, decimals: int = 0) -> Tensor:
     """The nearest integer (half to even), or with `decimals` digits; the gradient is 0."""
     x = expect_tensor("round", "input", input)
-    return record(ZeroGradient, np.asarray(np.round(x, decimals)), (input,), ())
+    return record(ZeroGradient, as_storage(np.round(x, decimals)), (input,), ())
 
 
 @method
@@ -727,7 +745,7 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if not is_floating(x.dtype):
         if isinstance(min, float) or isinstance(max, float):
             return clamp(input.to(get_default_dtype()), min, max)
-        return wrap(np.asarray(np.clip(x, min, max)))
+        return wrap(as_storage(np.clip(x, min, max)))
     lowest = -math.inf if min is None else float(min)
     highest = math.inf if max is None else float(max)
     return unary("clamp", Clamp, input, lowest, highest)
@@ -756,7 +774,7 @@ def _extremum(name: str, ufunc: Any, input: Tensor, other: Tensor) -> Tensor:
         check_broadcast(name, a, b)
         dtype = result_dtype(a, b)
         input, other = cast(input, dtype), cast(other, dtype)
-        y = np.asarray(ufunc(input.array, other.array))
+        y = as_storage(ufunc(input.array, other.array))
     return record(Extremum, y, (input, other), (input, other, name == "maximum"))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..amp import STATE, lowered
-from ..backend import Array, bfloat16, contiguous, empty, kernels, readable
+from ..backend import Array, as_storage, bfloat16, contiguous, empty, kernels, readable
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import add, mul, unbroadcast
 
@@ -183,7 +183,7 @@ def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
             f"{name}: shapes {_shapes(a, b)} can't be multiplied: expected [..., M, K] and "
             "[..., K, N] (or a vector [K]) with the same K and leading dimensions that broadcast"
         ) from None
-    y = np.asarray(np.matmul(a, b)) if integers else _product(a, b)
+    y = as_storage(np.matmul(a, b)) if integers else _product(a, b)
     result: Tensor = record(Matmul, y, (input, other), (input, other))
     return result
 
@@ -420,7 +420,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
                 f"linear: expected bias [{outputs}] for weight {list(w.shape)}, got {list(b.shape)}"
             )
         b = contiguous(b)
-    y = _cpu.empty((*shape[:-1], outputs), dtype)
+    y = kernels(input.array).empty((*shape[:-1], outputs), dtype)
     _multiply(x, w.T, b, y)
     result: Tensor = record(Linear, y, (input, weight, bias), (input, weight))
     return result

@@ -15,7 +15,7 @@ import numpy as np
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..backend import Array, kernels, readable
+from ..backend import Array, as_storage, kernels, readable, xp
 from ..backend import empty as empty_array
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
@@ -121,7 +121,7 @@ def sum(
     if not is_floating(x.dtype):
         axes = _axes("sum", dim, x.ndim)
         wanted = x.dtype if dtype is not None and x.dtype.kind != "b" else np.int64
-        return wrap(np.asarray(x.sum(axis=axes, keepdims=keepdim or keepdims, dtype=wanted)))
+        return wrap(as_storage(x.sum(axis=axes, keepdims=keepdim or keepdims, dtype=wanted)))
     return _scaled_sum("sum", input, dim, keepdim or keepdims, mean=False)
 
 
@@ -144,7 +144,7 @@ def mean(
 def nansum(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """`sum` with NaN taken as 0."""
     x = expect_tensor("nansum", "input", input)
-    return sum(where(wrap(np.isnan(x)), wrap(np.zeros((), x.dtype)), input), dim, keepdim)
+    return sum(where(wrap(np.isnan(x)), wrap(xp(x).zeros((), x.dtype)), input), dim, keepdim)
 
 
 @method
@@ -209,7 +209,7 @@ def prod(
     if not is_floating(x.dtype):
         wanted = x.dtype if dtype is not None else np.int64
         axis = None if dim is None else dimension("prod", dim, x.ndim)
-        return wrap(np.asarray(x.prod(axis=axis, keepdims=keepdim, dtype=wanted)))
+        return wrap(as_storage(x.prod(axis=axis, keepdims=keepdim, dtype=wanted)))
     if dim is None:
         return prod(reshape(input, (-1,)), 0)
     at = dimension("prod", dim, x.ndim)
@@ -230,7 +230,7 @@ class Chosen(Node):
 
     def backward(self, grad: Tensor) -> Any:
         index, dim, shape = self.saved
-        zeros = wrap(np.zeros(shape, grad.array.dtype))
+        zeros = wrap(xp(grad.array).zeros(shape, grad.array.dtype))
         return zeros.scatter(dim, wrap(index), reshape(grad, index.shape))
 
 
@@ -254,7 +254,7 @@ def _check_not_empty(name: str, x: Array, axes: tuple[int, ...]) -> None:
 def _index_of(x: Array, dim: int, largest: bool) -> Array:
     """First index of the extreme along `dim`, kept with size 1; NaN wins."""
     if x.ndim == 0:
-        return np.zeros((), np.int64)
+        return xp(x).zeros((), np.int64)
     if x.dtype in (_F32, _F64):
         index = empty_array(_kept(x.shape, (dim,)), np.dtype(np.int64), x)
         kernels(x).argmax(readable(x), index, dim, largest)
@@ -289,7 +289,7 @@ def _shared(name: str, input: Tensor, dim: Any, keepdim: bool, largest: bool) ->
     if is_floating(x.dtype):
         y = reduced_float("reduce_max" if largest else "reduce_min", x, axes)
     else:
-        y = np.asarray((np.max if largest else np.min)(x, axis=axes, keepdims=True))
+        y = as_storage((np.max if largest else np.min)(x, axis=axes, keepdims=True))
     extreme = wrap(y)
     result = record(SharedExtreme, y, (input,), (input, extreme, axes))
     return result if keepdim else reshape(result, _dropped(x.shape, axes))
@@ -450,7 +450,7 @@ def std_mean(
 
 def _truth(name: str, ufunc: Any, input: Tensor, dim: Any, keepdim: bool) -> Tensor:
     x = expect_tensor(name, "input", input)
-    return wrap(np.asarray(ufunc(x, axis=_axes(name, dim, x.ndim), keepdims=keepdim)))
+    return wrap(as_storage(ufunc(x, axis=_axes(name, dim, x.ndim), keepdims=keepdim)))
 
 
 @method
@@ -469,4 +469,4 @@ def any(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
 def count_nonzero(input: Tensor, dim: Any = None) -> Tensor:
     """The number of nonzero elements."""
     x = expect_tensor("count_nonzero", "input", input)
-    return wrap(np.asarray(np.count_nonzero(x, axis=_axes("count_nonzero", dim, x.ndim)), np.int64))
+    return wrap(as_storage(np.count_nonzero(x, axis=_axes("count_nonzero", dim, x.ndim))))

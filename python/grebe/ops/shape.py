@@ -20,7 +20,7 @@ from ..backend import contiguous as contiguous_array
 from ..backend import copy as copy_array
 from ..backend import empty as empty_array
 from ..backend import expand as expand_array
-from ..backend import is_on_cuda, kernels, place
+from ..backend import is_on_cuda, kernels, on_host, place, xp
 from ..dtypes import as_dtype, is_floating, promote_types
 from ..tensor import (
     Size,
@@ -370,7 +370,7 @@ def repeat_interleave(
         input, dim = reshape(input, (-1,)), 0
         x = input.array
     at = dimension("repeat_interleave", dim, x.ndim)
-    counts = repeats.array if isinstance(repeats, TensorBase) else np.asarray(repeats)
+    counts = on_host(repeats.array) if isinstance(repeats, TensorBase) else np.asarray(repeats)
     if counts.dtype.kind not in "iu" or np.any(counts < 0):
         raise RuntimeError("repeat_interleave: repeats must be non-negative integers")
     if counts.size not in (1, x.shape[at]):
@@ -507,12 +507,18 @@ def column_stack(tensors: Sequence[Tensor]) -> Tensor:
 # ---- splitting ----
 
 
+def _library(grads: Sequence[Any]) -> Any:
+    """What makes arrays where those of the gradients are that are not None."""
+    return xp(next(g.array for g in grads if g is not None))
+
+
 class Unbind(Node):
     __slots__ = ()
 
     def backward(self, *grads: Any) -> Any:
         dim, shape, dtype = self.saved
-        parts = [wrap(np.zeros(shape, dtype)) if g is None else g for g in grads]
+        lib = _library(grads)
+        parts = [wrap(lib.zeros(shape, dtype)) if g is None else g for g in grads]
         return stack(parts, dim)
 
 
@@ -535,8 +541,9 @@ class Split(Node):
 
     def backward(self, *grads: Any) -> Any:
         dim, shapes, dtype = self.saved
+        lib = _library(grads)
         parts = [
-            wrap(np.zeros(s, dtype)) if g is None else g for g, s in zip(grads, shapes, strict=True)
+            wrap(lib.zeros(s, dtype)) if g is None else g for g, s in zip(grads, shapes, strict=True)
         ]
         return cat(parts, dim)
 
@@ -665,7 +672,7 @@ class Diagonal(Node):
 
     def backward(self, grad: Tensor) -> Any:
         shape, offset, dim1, dim2 = self.saved
-        base = wrap(np.zeros(shape, grad.array.dtype)).movedim((dim1, dim2), (-2, -1))
+        base = wrap(xp(grad.array).zeros(shape, grad.array.dtype)).movedim((dim1, dim2), (-2, -1))
         n = grad.array.shape[-1]
         rows, columns = np.arange(n) + max(-offset, 0), np.arange(n) + max(offset, 0)
         filled = base.index_put((Ellipsis, wrap(rows), wrap(columns)), grad)
@@ -965,7 +972,7 @@ def pin_memory(self: Tensor) -> Tensor:
 @method
 def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
     """Writes `src`, broadcast and cast, into this tensor."""
-    source = src if isinstance(src, Tensor) else wrap(np.asarray(src))
+    source = src if isinstance(src, Tensor) else wrap(np.asarray(src)).to(self.device)
     try:
         value = expand(source, self.array.shape)
     except RuntimeError:
@@ -974,7 +981,9 @@ def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
         ) from None
     if value.array.dtype != self.array.dtype:
         value = to(value, self.array.dtype)
-    if np.may_share_memory(value.array, self.array):
+    if value.device != self.device:
+        value = to(value, self.device)
+    elif np.may_share_memory(value.array, self.array):
         value = clone(value)
     return assign("copy_", self, record(Clone, value.array, (value,), ()))
 
@@ -982,7 +991,7 @@ def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
 @method
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Writes one number everywhere."""
-    source = value if isinstance(value, Tensor) else wrap(np.asarray(value))
+    source = value if isinstance(value, Tensor) else wrap(np.asarray(value)).to(self.device)
     if source.array.size != 1:
         raise RuntimeError(f"fill_: expected a single value, got shape {list(source.shape)}")
     return copy_(self, reshape(source, ()))

@@ -251,7 +251,7 @@ class PReLU(Module):
         self.num_parameters = whole("PReLU", "num_parameters", num_parameters)
         self.init = real("PReLU", "init", init)
         sizes = (self.num_parameters,)
-        self.weight = Parameter(full(sizes, self.init, dtype=factory("PReLU", device, dtype)))
+        self.weight = Parameter(full(sizes, self.init, **factory("PReLU", device, dtype)))
 
     def reset_parameters(self) -> None:
         """The weight back to `init`."""

@@ -59,12 +59,12 @@ class _BatchNorm(Module):
         self.num_features = whole(type(self).__name__, "num_features", num_features, 0)
         wanted = factory(type(self).__name__, device, dtype)
         sizes = (self.num_features,)
-        self.register_parameter("weight", Parameter(empty(sizes, dtype=wanted)) if affine else None)
+        self.register_parameter("weight", Parameter(empty(sizes, **wanted)) if affine else None)
         has_bias = affine and bias
-        self.register_parameter("bias", Parameter(empty(sizes, dtype=wanted)) if has_bias else None)
+        self.register_parameter("bias", Parameter(empty(sizes, **wanted)) if has_bias else None)
         track = track_running_stats
-        self.register_buffer("running_mean", zeros(sizes, dtype=wanted) if track else None)
-        self.register_buffer("running_var", ones(sizes, dtype=wanted) if track else None)
+        self.register_buffer("running_mean", zeros(sizes, **wanted) if track else None)
+        self.register_buffer("running_var", ones(sizes, **wanted) if track else None)
         self.register_buffer("num_batches_tracked", _count() if track else None)
         self.reset_parameters()
 
@@ -249,10 +249,10 @@ class _LazyBatchNorm(LazyModuleMixin, _BatchNorm):
         self.num_features = 0
         wanted = factory(type(self).__name__, device, dtype)
         for name, present in (("weight", affine), ("bias", affine and bias)):
-            self.register_parameter(name, UninitializedParameter(dtype=wanted) if present else None)
+            self.register_parameter(name, UninitializedParameter(**wanted) if present else None)
         for name in ("running_mean", "running_var"):
             present = track_running_stats
-            self.register_buffer(name, UninitializedBuffer(dtype=wanted) if present else None)
+            self.register_buffer(name, UninitializedBuffer(**wanted) if present else None)
         self.register_buffer("num_batches_tracked", _count() if track_running_stats else None)
 
     def reset_parameters(self) -> None:

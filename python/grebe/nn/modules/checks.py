@@ -11,15 +11,15 @@ from ...dtypes import as_dtype, get_default_dtype, is_floating
 from ...tensor import check_device
 
 
-def factory(layer: str, device: Any, dtype: Any) -> np.dtype[Any]:
-    """The dtype for a layer's parameters, after checking the device. Default: float32."""
+def factory(layer: str, device: Any, dtype: Any) -> dict[str, Any]:
+    """The checked device and dtype of a layer's parameters as keywords. Default: CPU, float32."""
     check_device(layer, device)
     if dtype is None:
-        return get_default_dtype()
+        return {"device": device, "dtype": get_default_dtype()}
     wanted = as_dtype(layer, dtype)
     if not is_floating(wanted):
         raise TypeError(f"{layer}: dtype must be floating point, got {wanted}")
-    return wanted
+    return {"device": device, "dtype": wanted}
 
 
 def whole(layer: str, argument: str, value: Any, minimum: int = 1) -> int:

@@ -97,10 +97,10 @@ class _ConvNd(Module):
             first, second = second, first
         return (first, second // self.groups, *self.kernel_size)
 
-    def _make_parameters(self, bias: bool, dtype: Any) -> None:
-        self.weight = Parameter(empty(self._weight_shape(), dtype=dtype))
+    def _make_parameters(self, bias: bool, wanted: dict[str, Any]) -> None:
+        self.weight = Parameter(empty(self._weight_shape(), **wanted))
         if bias:
-            self.bias = Parameter(empty((self.out_channels,), dtype=dtype))
+            self.bias = Parameter(empty((self.out_channels,), **wanted))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -288,9 +288,9 @@ class _LazyWeight(LazyModuleMixin):
     weight: Any
     bias: Any
 
-    def _make_parameters(self: Any, bias: bool, dtype: Any) -> None:
-        self.weight = UninitializedParameter(dtype=dtype)
-        self.register_parameter("bias", UninitializedParameter(dtype=dtype) if bias else None)
+    def _make_parameters(self: Any, bias: bool, wanted: dict[str, Any]) -> None:
+        self.weight = UninitializedParameter(**wanted)
+        self.register_parameter("bias", UninitializedParameter(**wanted) if bias else None)
 
     def initialize_parameters(self: Any, input: Tensor, *_: Any, **__: Any) -> None:
         allowed = (self.dimensions + 1, self.dimensions + 2)

@@ -51,9 +51,9 @@ class Linear(Module):
         self.in_features = whole(name, "in_features", in_features, 0)
         self.out_features = whole(name, "out_features", out_features, 0)
         wanted = factory(name, device, dtype)
-        self.weight = Parameter(empty((self.out_features, self.in_features), dtype=wanted))
+        self.weight = Parameter(empty((self.out_features, self.in_features), **wanted))
         if bias:
-            self.bias = Parameter(empty((self.out_features,), dtype=wanted))
+            self.bias = Parameter(empty((self.out_features,), **wanted))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -91,8 +91,8 @@ class LazyLinear(LazyModuleMixin, Linear):
         wanted = factory("LazyLinear", device, dtype)
         self.in_features = 0
         self.out_features = whole("LazyLinear", "out_features", out_features, 0)
-        self.weight = UninitializedParameter(dtype=wanted)
-        self.register_parameter("bias", UninitializedParameter(dtype=wanted) if bias else None)
+        self.weight = UninitializedParameter(**wanted)
+        self.register_parameter("bias", UninitializedParameter(**wanted) if bias else None)
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features:
@@ -136,9 +136,9 @@ class Bilinear(Module):
         self.out_features = whole("Bilinear", "out_features", out_features, 0)
         wanted = factory("Bilinear", device, dtype)
         sizes = (self.out_features, self.in1_features, self.in2_features)
-        self.weight = Parameter(empty(sizes, dtype=wanted))
+        self.weight = Parameter(empty(sizes, **wanted))
         if bias:
-            self.bias = Parameter(empty((self.out_features,), dtype=wanted))
+            self.bias = Parameter(empty((self.out_features,), **wanted))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()

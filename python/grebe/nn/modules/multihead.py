@@ -130,9 +130,9 @@ class MultiheadAttention(Module):
             ("bias_v", (1, 1, e) if add_bias_kv else None),
         ]
         for parameter, shape in shapes:
-            value = None if shape is None else Parameter(empty(shape, dtype=wanted))
+            value = None if shape is None else Parameter(empty(shape, **wanted))
             self.register_parameter(parameter, value)
-        self.out_proj = NonDynamicallyQuantizableLinear(e, e, bias, dtype=wanted)
+        self.out_proj = NonDynamicallyQuantizableLinear(e, e, bias, **wanted)
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:

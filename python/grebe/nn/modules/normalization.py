@@ -27,8 +27,8 @@ def _sizes(layer: str, shape: Any) -> tuple[int, ...]:
 class _Affine(Module):
     """A layer with a weight and perhaps a bias, each a parameter or None."""
 
-    def _add(self, name: str, shape: tuple[int, ...], dtype: Any, wanted: bool) -> None:
-        value = Parameter(empty(shape, dtype=dtype)) if wanted else None
+    def _add(self, name: str, shape: tuple[int, ...], kind: dict[str, Any], wanted: bool) -> None:
+        value = Parameter(empty(shape, **kind)) if wanted else None
         self.register_parameter(name, value)
 
     def reset_parameters(self) -> None:

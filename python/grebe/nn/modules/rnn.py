@@ -34,8 +34,8 @@ class _Recurrent(Module):
         for weight in self.parameters():
             init.uniform_(weight, -bound, bound)
 
-    def _make(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        setattr(self, name, Parameter(empty(shape, dtype=dtype)))
+    def _make(self, name: str, shape: tuple[int, ...], wanted: dict[str, Any]) -> None:
+        setattr(self, name, Parameter(empty(shape, **wanted)))
 
 
 def _of_size(layer: str, what: str, x: Tensor, size: int) -> None:
@@ -115,7 +115,7 @@ class RNNBase(_Recurrent):
         kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
         return [kind + suffix for kind in [*kinds, *(["weight_hr"] if self.proj_size else [])]]
 
-    def _make_layer(self, layer: int, suffix: str, dtype: Any) -> None:
+    def _make_layer(self, layer: int, suffix: str, wanted: dict[str, Any]) -> None:
         rows = ops.GATES[self.mode] * self.hidden_size
         columns = self._output_size * self._directions if layer else self.input_size
         shapes = {
@@ -126,7 +126,7 @@ class RNNBase(_Recurrent):
             "weight_hr": (self.proj_size, self.hidden_size),
         }
         for name in self._names(suffix):
-            self._make(name, shapes[name.removesuffix(suffix)], dtype)
+            self._make(name, shapes[name.removesuffix(suffix)], wanted)
 
     @property
     def all_weights(self) -> list[list[Parameter]]:
@@ -195,7 +195,7 @@ class RNNBase(_Recurrent):
         for argument, value, size in zip(("h_0", "c_0"), given, sizes, strict=False):
             shape = (count, batch, size)
             if value is None:
-                states.append(zeros(shape, dtype=x.dtype))
+                states.append(zeros(shape, dtype=x.dtype, device=x.device))
                 continue
             _expect(name, argument, value)
             expected = shape if batched else (count, size)
@@ -410,7 +410,7 @@ class _Cell(_Recurrent):
         shape = (*input.shape[:-1], self.hidden_size)
         for index, state in enumerate(states):
             if state is None:
-                states[index] = zeros(shape, dtype=input.dtype)
+                states[index] = zeros(shape, dtype=input.dtype, device=input.device)
                 continue
             _expect(name, "hx", state)
             if tuple(state.shape) != shape:

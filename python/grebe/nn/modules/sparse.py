@@ -33,7 +33,7 @@ def _table(
 ) -> Parameter:
     """The table that was given, or an uninitialised one."""
     if given is None:
-        return Parameter(empty(sizes, dtype=factory(name, device, dtype)))
+        return Parameter(empty(sizes, **factory(name, device, dtype)))
     if tuple(given.shape) != sizes:
         raise ValueError(f"{name}: weight has shape {list(given.shape)}, expected {list(sizes)}")
     return Parameter(given)

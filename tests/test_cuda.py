@@ -1,0 +1,154 @@
+"""Tensors, layers and training on "cuda", here the emulated GPU: what moves, what may mix."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import grebe
+from grebe import nn
+
+pytest.importorskip("grebe._emulated")
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> None:
+    grebe.cuda.emulate()
+
+
+def test_move() -> None:
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+    x = grebe.from_numpy(a)
+    y = x.cuda()
+    assert y.is_cuda and y.device == grebe.device("cuda", 0) and not x.is_cuda
+    assert y.cuda() is y and x.cpu() is x and x.to("cpu") is x
+    np.testing.assert_array_equal(y.cpu().numpy(), a)
+    a[0, 0] = 9  # a copy: not seen
+    assert y[0, 0].item() == 0
+    np.testing.assert_array_equal(y.to("cpu", grebe.float64).numpy(), [[0, 1, 2], [3, 4, 5]])
+    assert x.to(y).is_cuda
+    with pytest.raises(TypeError, match="cpu"):
+        y.numpy()
+
+
+def test_move_keeps_the_memory_format() -> None:
+    x = grebe.randn(2, 3, 4, 5).to(memory_format=grebe.channels_last)
+    y = x.cuda()
+    assert y.is_contiguous(memory_format=grebe.channels_last)
+    assert y.cpu().is_contiguous(memory_format=grebe.channels_last)
+
+
+def test_gradients_move_back() -> None:
+    x = grebe.randn(3, requires_grad=True)
+    y = x.cuda()
+    (y * y).sum().backward()
+    assert x.grad is not None and not x.grad.is_cuda
+    np.testing.assert_allclose(x.grad.numpy(), 2 * x.detach().numpy(), rtol=1e-6)
+
+
+def test_creation_on_the_device() -> None:
+    for t in (
+        grebe.zeros(2, 3, device="cuda"),
+        grebe.ones(2, device="cuda:0"),
+        grebe.full((2,), 7, device="cuda"),
+        grebe.arange(5, device="cuda"),
+        grebe.eye(3, device="cuda"),
+        grebe.tensor([1.0, 2.0], device="cuda"),
+        grebe.zeros_like(grebe.ones(3, device="cuda")),
+        grebe.rand(4, device="cuda"),
+        grebe.randn(4, device="cuda"),
+    ):
+        assert t.is_cuda
+        assert np.isfinite(t.cpu().numpy()).all()
+    assert not grebe.zeros_like(grebe.ones(3, device="cuda"), device="cpu").is_cuda
+
+
+def test_the_same_random_numbers() -> None:
+    grebe.manual_seed(3)
+    a = grebe.rand(100)
+    grebe.manual_seed(3)
+    b = grebe.rand(100, device="cuda")
+    np.testing.assert_array_equal(a.numpy(), b.cpu().numpy())
+
+
+def test_devices_do_not_mix() -> None:
+    x, y = grebe.ones(3), grebe.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="same device"):
+        x + y
+    with pytest.raises(RuntimeError, match="same device"):
+        y * x
+    assert (y + grebe.tensor(2.0)).is_cuda  # a number in disguise
+    assert (2.0 - y).is_cuda
+
+
+def test_values_come_to_the_host() -> None:
+    y = grebe.tensor([[1.5, 2.5]], device="cuda")
+    assert y.tolist() == [[1.5, 2.5]] and y[0, 1].item() == 2.5 and float(y.sum()) == 4.0
+    assert "cuda:0" in repr(y) and "2.5" in repr(y)
+    assert bool((y > 1).all())
+
+
+def test_in_place() -> None:
+    y = grebe.ones(4, device="cuda")
+    y += 1
+    y[1:3] = 5
+    y.mul_(2)
+    assert y.tolist() == [4, 10, 10, 4]
+    y.zero_()
+    assert y.tolist() == [0, 0, 0, 0]
+    y.copy_(grebe.arange(4).float())
+    assert y.is_cuda and y.tolist() == [0, 1, 2, 3]
+
+
+def test_integers() -> None:
+    i = grebe.arange(6, device="cuda").reshape(2, 3)
+    assert (i + i).tolist() == [[0, 2, 4], [6, 8, 10]] and (i + i).is_cuda
+    assert i.sum().item() == 15 and i.max().item() == 5
+    assert (i % 2).tolist() == [[0, 1, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize("way", ["to", "cuda", "device"])
+def test_module(way: str) -> None:
+    grebe.manual_seed(0)
+    if way == "device":
+        net: nn.Module = nn.Linear(3, 2, device="cuda")
+    else:
+        net = nn.Linear(3, 2)
+        net = net.to("cuda") if way == "to" else net.cuda()
+    assert all(p.is_cuda and p.is_leaf and p.requires_grad for p in net.parameters())
+    x = grebe.randn(4, 3)
+    twin = copy.deepcopy(net).cpu()
+    np.testing.assert_allclose(
+        net(x.cuda()).detach().cpu().numpy(), twin(x).detach().numpy(), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(RuntimeError, match="device"):
+        net(x)
+
+
+def networks() -> dict[str, nn.Module]:
+    return {
+        "mlp": nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 5)),
+    }
+
+
+@pytest.mark.parametrize("name", networks())
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_training_follows_the_cpu(name: str, optimizer: str) -> None:
+    x, labels = grebe.randn(8, 20), grebe.randint(0, 5, (8,))
+    losses = []
+    for device in ("cpu", "cuda"):
+        grebe.manual_seed(1)
+        net = networks()[name].to(device)
+        step = getattr(grebe.optim, optimizer)(net.parameters(), lr=0.05)
+        seen = []
+        for _ in range(5):
+            step.zero_grad()
+            loss = nn.functional.cross_entropy(net(x.to(device)), labels.to(device))
+            loss.backward()
+            step.step()
+            seen.append(loss.item())
+        losses.append(seen)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert losses[0][-1] < losses[0][0]
