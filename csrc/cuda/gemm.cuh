@@ -25,10 +25,11 @@ struct Operand {
 // ---- FMA ----
 
 // A tile of kM x kN by 256 threads, kM / 16 x kN / 16 results each, in groups of four.
-template <class T, int kM, int kN>
+template <class T, int kTileM, int kTileN>
 struct FmaTile {
   using Wide = grebe::cuda::Wide<T>;
-  static constexpr int kDepth = 16, kRows = kM / 16, kColumns = kN / 16;
+  static constexpr int kM = kTileM, kN = kTileN, kDepth = 16;
+  static constexpr int kRows = kM / 16, kColumns = kN / 16;
   static constexpr int kPad = 4;
   static constexpr size_t kSharedBytes = sizeof(Wide) * kDepth * (kM + kN + 2 * kPad);
 

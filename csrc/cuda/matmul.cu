@@ -242,10 +242,9 @@ template <class T>
 void run(Problem<T> p) {
   if (p.n == 1) return run_vector(p);
   if (try_tensor_cores(p)) return;
-  if (sizeof(T) == 8 || p.m <= 64 || p.n <= 64)
-    run_tiles<FmaTile<T, 64, 64>>(p);
-  else
-    run_tiles<FmaTile<T, 128, 128>>(p);
+  if constexpr (sizeof(T) == 4)
+    if (p.m > 64 && p.n > 64) return run_tiles<FmaTile<T, 128, 128>>(p);
+  run_tiles<FmaTile<T, 64, 64>>(p);
 }
 
 // ---- problems ----

@@ -16,7 +16,7 @@ import numpy as np
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..amp import STATE, lowered
-from ..backend import Array, as_storage, bfloat16, contiguous, empty, kernels, readable
+from ..backend import Array, as_storage, bfloat16, contiguous, empty, is_on_cuda, kernels, readable
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import add, mul, unbroadcast
 
@@ -74,6 +74,11 @@ def _product_2d(a: Array, b: Array) -> Array:
     return _product(a, b) if y is NotImplemented else y
 
 
+def _has_kernel(array: Array) -> bool:
+    """Does the kernel of the array's device take its dtype? float16 is for CUDA."""
+    return array.dtype in _DTYPES or (array.dtype == np.float16 and is_on_cuda(array))
+
+
 def _shapes(*arrays: Array) -> str:
     return " and ".join(str(list(a.shape)) for a in arrays)
 
@@ -84,7 +89,7 @@ def _check_dtypes(name: str, *arrays: Array) -> None:
     if any(a.dtype != first for a in arrays):
         found = ", ".join(str(a.dtype) for a in arrays)
         raise RuntimeError(f"{name}: all operands must have the same dtype, got {found}")
-    if first not in _DTYPES:
+    if not _has_kernel(arrays[0]):
         raise TypeError(
             f"{name}: dtype {first} is not supported; expected float32, float64, bfloat16 or an "
             "integer"
@@ -172,7 +177,7 @@ def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
         input, other = lowered(input), lowered(other)
     a, b = expect_tensor(name, "input", input), expect_tensor(name, "other", other)
     dtype = a.dtype
-    known = dtype is b.dtype and dtype in _DTYPES
+    known = dtype is b.dtype and _has_kernel(a)
     integers = not known and dtype == b.dtype and dtype.kind in "iu"
     if not known and not integers:
         _check_dtypes(name, a, b)
@@ -412,7 +417,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     outputs = w.shape[0]
     dtype = x.dtype
-    if dtype not in _DTYPES or w.dtype is not dtype or (b is not None and b.dtype is not dtype):
+    if not _has_kernel(x) or w.dtype is not dtype or (b is not None and b.dtype is not dtype):
         _check_dtypes("linear", *((x, w) if b is None else (x, w, b)))
     if b is not None:
         if b.shape != (outputs,):
