@@ -41,21 +41,30 @@ struct Problem {
 
 // ---- kernels ----
 
-// The operands and the result of item `index` of the batch.
+// The operands and the result of one item of the batch.
 template <class T>
-DEVICE void select_item(Problem<T>& p, int64_t index) {
+struct Item {
+  Operand<T> a, b;
+  T* c;
+};
+
+// The problem stays in the constant bank: a copy to select an item in would be local memory.
+template <class T>
+DEVICE Item<T> item_of(const Problem<T>& p, int64_t index) {
+  Item<T> item{p.a, p.b, p.c};
   for (int d = p.batch.ndim - 1; d >= 0; --d) {
     const int64_t i = index % p.batch.shape[d];
     index /= p.batch.shape[d];
-    p.a.data += i * p.batch.a[d];
-    p.b.data += i * p.batch.b[d];
-    p.c += i * p.batch.c[d];
+    item.a.data += i * p.batch.a[d];
+    item.b.data += i * p.batch.b[d];
+    item.c += i * p.batch.c[d];
   }
+  return item;
 }
 
 template <class T>
-DEVICE void finish(const Problem<T>& p, int64_t i, int64_t j, Wide<T> sum) {
-  T* c = p.c + i * p.c_row + j;
+DEVICE void finish(const Problem<T>& p, T* result, int64_t i, int64_t j, Wide<T> sum) {
+  T* c = result + i * p.c_row + j;
   if (p.beta != 0) sum += p.beta * widen(*c);
   if (p.bias) sum += widen(p.bias[i * p.bias_row + j * p.bias_column]);
   if (p.relu) sum = select(sum <= 0, Wide<T>(0), sum);
@@ -72,31 +81,31 @@ __global__ void __launch_bounds__(kThreads) matmul_tiles(Problem<T> p, int64_t t
   const int64_t rows = tile_rows - first < kGroup ? tile_rows - first : kGroup;
   const int64_t within = blockIdx.x % (kGroup * tile_columns);
   const int64_t i0 = (first + within % rows) * kM, j0 = within / rows * kN;
-  const int64_t part = blockIdx.y, item = blockIdx.z, begin = part * p.part;
+  const int64_t part = blockIdx.y, begin = part * p.part;
   const int64_t end = begin + p.part < p.k ? begin + p.part : p.k;
-  select_item(p, item);
+  const Item<T> item = item_of(p, blockIdx.z);
   Shared shared;
   Tile tile(shared);
-  tile.multiply(p.a, i0, p.m, p.b, j0, p.n, begin, end);
-  Wide<T>* partial = p.partials + (item * p.parts + part) * p.m * p.n;
+  tile.multiply(item.a, i0, p.m, item.b, j0, p.n, begin, end);
+  Wide<T>* partial = p.partials + (blockIdx.z * p.parts + part) * p.m * p.n;
   tile.for_each([&](int i, int j, Wide<T> sum) {
     if (i0 + i >= p.m || j0 + j >= p.n) return;
     if (p.parts > 1)
       partial[(i0 + i) * p.n + j0 + j] = sum;
     else
-      finish(p, i0 + i, j0 + j, sum);
+      finish(p, item.c, i0 + i, j0 + j, sum);
   });
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) add_parts(Problem<T> p) {
-  const int64_t size = p.m * p.n, item = blockIdx.z;
-  const Wide<T>* partial = p.partials + item * p.parts * size;
-  select_item(p, item);
+  const int64_t size = p.m * p.n;
+  const Wide<T>* partial = p.partials + blockIdx.z * p.parts * size;
+  T* const c = item_of(p, blockIdx.z).c;
   for (int64_t at = thread_number(); at < size; at += thread_count()) {
     Wide<T> sum = 0;
     for (int64_t part = 0; part < p.parts; ++part) sum += partial[part * size + at];
-    finish(p, at / p.n, at % p.n, sum);
+    finish(p, c, at / p.n, at % p.n, sum);
   }
 }
 
@@ -105,20 +114,20 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) matvec_rows(Problem<T> p) {
   const int64_t i = thread_number() / 32;
   if (i >= p.m) return;
-  select_item(p, blockIdx.z);
+  const Item<T> item = item_of(p, blockIdx.z);
   const int lane = threadIdx.x % 32;
-  const T* row = p.a.data + i * p.a.i_stride;
+  const T* row = item.a.data + i * p.a.i_stride;
   Wide<T> sums[4] = {};  // independent chains
   int64_t k = lane;
   for (; k + 96 < p.k; k += 128)
 #pragma unroll
     for (int u = 0; u < 4; ++u)
       sums[u] = fma(widen(row[(k + 32 * u) * p.a.k_stride]),
-                    widen(p.b.data[(k + 32 * u) * p.b.k_stride]), sums[u]);
+                    widen(item.b.data[(k + 32 * u) * p.b.k_stride]), sums[u]);
   for (; k < p.k; k += 32)
-    sums[0] = fma(widen(row[k * p.a.k_stride]), widen(p.b.data[k * p.b.k_stride]), sums[0]);
+    sums[0] = fma(widen(row[k * p.a.k_stride]), widen(item.b.data[k * p.b.k_stride]), sums[0]);
   const Wide<T> sum = warp_combine((sums[0] + sums[1]) + (sums[2] + sums[3]), Plus{});
-  if (lane == 0) finish(p, i, 0, sum);
+  if (lane == 0) finish(p, item.c, i, 0, sum);
 }
 
 // n == 1 and columns of A dense: neighbouring threads take neighbouring rows, eight threads share
@@ -129,22 +138,22 @@ __global__ void __launch_bounds__(32 * kTileRows) matvec_columns(Problem<T> p) {
   Shared shared;
   Wide<T>* sums = shared.take<Wide<T>>(32 * kTileRows);
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x, part = blockIdx.y;
-  const int64_t begin = part * p.part, item = blockIdx.z;
+  const int64_t begin = part * p.part;
   const int64_t end = begin + p.part < p.k ? begin + p.part : p.k;
-  select_item(p, item);
+  const Item<T> item = item_of(p, blockIdx.z);
   Wide<T> sum = 0;
   if (i < p.m)
     for (int64_t k = begin + threadIdx.y; k < end; k += kTileRows)
-      sum = fma(widen(p.a.data[i * p.a.i_stride + k * p.a.k_stride]),
-                widen(p.b.data[k * p.b.k_stride]), sum);
+      sum = fma(widen(item.a.data[i * p.a.i_stride + k * p.a.k_stride]),
+                widen(item.b.data[k * p.b.k_stride]), sum);
   sums[threadIdx.y * 32 + threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || i >= p.m) return;
   for (int y = 1; y < kTileRows; ++y) sum += sums[y * 32 + threadIdx.x];
   if (p.parts > 1)
-    p.partials[(item * p.parts + part) * p.m + i] = sum;
+    p.partials[(blockIdx.z * p.parts + part) * p.m + i] = sum;
   else
-    finish(p, i, 0, sum);
+    finish(p, item.c, i, 0, sum);
 }
 
 // ---- which way ----
