@@ -22,6 +22,11 @@ static inline void argument_error(const Where& w, Py_ssize_t index, const char* 
   PyErr_Format(PyExc_TypeError, "%s%s: argument %zd %s", w.name, w.signature, index + 1, problem);
 }
 
+static inline void device_error(const Where& w) {
+  PyErr_Format(PyExc_RuntimeError, "%s: expected all tensors on the same device, got cpu and cuda",
+               w.name);
+}
+
 // An array of this module's device as a View; false: a Python error is set. Each module has its own.
 bool to_view(PyObject* o, View* v, bool writable, bool optional, const Where& w, Py_ssize_t i);
 

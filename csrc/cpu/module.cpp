@@ -111,7 +111,13 @@ bool to_view(PyObject* o, View* v, bool writable, bool optional, const Where& w,
     *v = View{};
     return true;
   }
-  if (!PyArray_Check(o)) return argument_error(w, i, "is not a numpy.ndarray"), false;
+  if (!PyArray_Check(o)) {
+    if (PyObject_HasAttrString(o, "strides"))  // another library's array
+      device_error(w);
+    else
+      argument_error(w, i, "is not a numpy.ndarray");
+    return false;
+  }
   PyArrayObject* a = reinterpret_cast<PyArrayObject*>(o);
   v->data = PyArray_DATA(a);
   v->ndim = PyArray_NDIM(a);

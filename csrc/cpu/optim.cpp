@@ -46,7 +46,8 @@ void for_each_piece(Views list, const F& f) {
 
 // ---- updates ----
 
-enum { kParam, kGrad, kState1, kState2, kState3, kStreams };
+#define FORMULA inline
+#include "../optim_rules.h"
 
 // update(v) on vectors of all streams; absent streams are zero and not stored.
 template <class T, class Update>
@@ -77,11 +78,10 @@ void update_tensor(const Views (&lists)[kStreams], int64_t k, int64_t begin, int
   update_piece<T>(p, end - begin, update);
 }
 
-// Update<T>(options) holds the step's constants in the tensors' own precision.
-template <template <class> class Update, class Options>
+template <template <class> class Rule, class Options>
 void step(const Views (&lists)[kStreams], const Options& o) {
-  const Update<float> single(o);
-  const Update<double> twice(o);
+  const Rule<vec<float>> single(o);
+  const Rule<vec<double>> twice(o);
   for_each_piece(lists[kParam], [&](int64_t k, int64_t begin, int64_t end, int64_t) {
     if (lists[kParam].items[k].dtype == DType::kFloat32)
       update_tensor<float>(lists, k, begin, end, single);
@@ -89,155 +89,6 @@ void step(const Views (&lists)[kStreams], const Options& o) {
       update_tensor<double>(lists, k, begin, end, twice);
   });
 }
-
-// The gradient as every rule starts: sign for maximize, L2 penalty.
-template <class T>
-struct Gradient {
-  T sign, decay;
-  Gradient(bool maximize, double weight_decay)
-      : sign(maximize ? -1 : 1), decay(static_cast<T>(weight_decay)) {}
-  vec<T> operator()(const vec<T>* v) const {
-    const vec<T> g = v[kGrad] * sign;
-    return decay != 0 ? fma(v[kParam], splat(decay), g) : g;
-  }
-};
-
-struct SgdOptions {
-  double lr, momentum, dampening, weight_decay;
-  bool nesterov, maximize, first;
-};
-
-template <class T>
-struct Sgd {
-  Gradient<T> gradient;
-  T lr, momentum, fresh;
-  bool nesterov, first;
-  explicit Sgd(const SgdOptions& o)
-      : gradient(o.maximize, o.weight_decay),
-        lr(static_cast<T>(o.lr)),
-        momentum(static_cast<T>(o.momentum)),
-        fresh(static_cast<T>(1 - o.dampening)),
-        nesterov(o.nesterov),
-        first(o.first) {}
-  void operator()(vec<T>* v) const {
-    vec<T> g = gradient(v);
-    if (momentum != 0) {
-      vec<T>& buffer = v[kState1];
-      buffer = first ? g : fma(buffer, splat(momentum), g * fresh);
-      g = nesterov ? fma(buffer, splat(momentum), g) : buffer;
-    }
-    v[kParam] = fma(g, splat(-lr), v[kParam]);
-  }
-};
-
-struct AdamOptions {
-  double step_size, beta1, beta2, eps, weight_decay, decay, correction2;
-  bool amsgrad, maximize;
-};
-
-template <class T>
-struct Adam {
-  Gradient<T> gradient;
-  T step_size, fresh1, beta2, fresh2, eps, decay, scale;
-  bool amsgrad;
-  explicit Adam(const AdamOptions& o)
-      : gradient(o.maximize, o.weight_decay),
-        step_size(static_cast<T>(o.step_size)),
-        fresh1(static_cast<T>(1 - o.beta1)),
-        beta2(static_cast<T>(o.beta2)),
-        fresh2(static_cast<T>(1 - o.beta2)),
-        eps(static_cast<T>(o.eps)),
-        decay(static_cast<T>(o.decay)),
-        scale(static_cast<T>(1 / o.correction2)),
-        amsgrad(o.amsgrad) {}
-  void operator()(vec<T>* v) const {
-    const vec<T> g = gradient(v);
-    vec<T>&m = v[kState1], &s = v[kState2], &largest = v[kState3];
-    m = fma(g - m, splat(fresh1), m);
-    s = fma(s, splat(beta2), g * g * fresh2);
-    if (amsgrad) largest = max_nan(largest, s);
-    const vec<T> denominator = fma(sqrt(amsgrad ? largest : s), splat(scale), splat(eps));
-    v[kParam] = fma(m / denominator, splat(-step_size), v[kParam] * decay);
-  }
-};
-
-struct AdagradOptions {
-  double lr, weight_decay, eps;
-  bool maximize;
-};
-
-template <class T>
-struct Adagrad {
-  Gradient<T> gradient;
-  T lr, eps;
-  explicit Adagrad(const AdagradOptions& o)
-      : gradient(o.maximize, o.weight_decay),
-        lr(static_cast<T>(o.lr)),
-        eps(static_cast<T>(o.eps)) {}
-  void operator()(vec<T>* v) const {
-    const vec<T> g = gradient(v);
-    v[kState1] = fma(g, g, v[kState1]);
-    v[kParam] = fma(g / (sqrt(v[kState1]) + eps), splat(-lr), v[kParam]);
-  }
-};
-
-struct RmspropOptions {
-  double lr, alpha, eps, weight_decay, momentum;
-  bool centered, maximize;
-};
-
-template <class T>
-struct Rmsprop {
-  Gradient<T> gradient;
-  T lr, alpha, fresh, eps, momentum;
-  bool centered;
-  explicit Rmsprop(const RmspropOptions& o)
-      : gradient(o.maximize, o.weight_decay),
-        lr(static_cast<T>(o.lr)),
-        alpha(static_cast<T>(o.alpha)),
-        fresh(static_cast<T>(1 - o.alpha)),
-        eps(static_cast<T>(o.eps)),
-        momentum(static_cast<T>(o.momentum)),
-        centered(o.centered) {}
-  void operator()(vec<T>* v) const {
-    const vec<T> g = gradient(v);
-    vec<T>&square = v[kState1], &buffer = v[kState2], &mean = v[kState3];
-    square = fma(square, splat(alpha), g * g * fresh);
-    vec<T> variance = square;
-    if (centered) {
-      mean = fma(g - mean, splat(fresh), mean);
-      variance = fma(-mean, mean, square);
-    }
-    vec<T> direction = g / (sqrt(variance) + eps);
-    if (momentum > 0) direction = buffer = fma(buffer, splat(momentum), direction);
-    v[kParam] = fma(direction, splat(-lr), v[kParam]);
-  }
-};
-
-struct AdadeltaOptions {
-  double lr, rho, eps, weight_decay;
-  bool maximize;
-};
-
-template <class T>
-struct Adadelta {
-  Gradient<T> gradient;
-  T lr, rho, fresh, eps;
-  explicit Adadelta(const AdadeltaOptions& o)
-      : gradient(o.maximize, o.weight_decay),
-        lr(static_cast<T>(o.lr)),
-        rho(static_cast<T>(o.rho)),
-        fresh(static_cast<T>(1 - o.rho)),
-        eps(static_cast<T>(o.eps)) {}
-  void operator()(vec<T>* v) const {
-    const vec<T> g = gradient(v);
-    vec<T>&square = v[kState1], &moved = v[kState2];
-    square = fma(square, splat(rho), g * g * fresh);
-    const vec<T> delta = sqrt(moved + eps) / sqrt(square + eps) * g;
-    moved = fma(moved, splat(rho), delta * delta * fresh);
-    v[kParam] = fma(delta, splat(-lr), v[kParam]);
-  }
-};
 
 // ---- gradient clipping ----
 

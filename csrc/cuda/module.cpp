@@ -125,7 +125,10 @@ bool to_view(PyObject* o, View* v, bool, bool optional, const Where& w, Py_ssize
     return true;
   }
   const char* problem = view_of(o, v);
-  if (*problem) argument_error(w, i, problem);
+  if (*problem && PyArray_Check(o))
+    device_error(w);
+  else if (*problem)
+    argument_error(w, i, problem);
   return !*problem;
 }
 

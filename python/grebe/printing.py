@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array
+from .backend import Array, on_host
 from .dtypes import float32, get_default_dtype, int64, is_floating
 from .tensor import Tensor
 
@@ -176,7 +176,7 @@ def _suffixes(tensor: Tensor) -> list[str]:
 def tensor_string(tensor: Tensor) -> str:
     """`tensor` as PyTorch prints it; see `set_printoptions`."""
     prefix = "tensor("
-    array = tensor.numpy(force=True)
+    array = on_host(tensor.array)
     if array.dtype.kind == "V":
         array = array.astype(float32)  # Python's numbers don't know bfloat16
     abridged = array.size > _options.threshold

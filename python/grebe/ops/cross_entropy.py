@@ -13,13 +13,14 @@ import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..backend import Array, contiguous, kernels, xp
+from ..backend import Array, contiguous, kernels, on_host, xp
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
 from .softmax import check_floating, empty_like, is_half, layout, log_softmax, softmax
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
 
+_FLOAT64 = np.dtype(np.float64)
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -67,7 +68,7 @@ def _check_labels(
     position = int(info[1])
     if position >= 0:
         raise IndexError(
-            f"{name}: Target {labels.flat[position]} is out of bounds: expected 0 <= target < "
+            f"{name}: Target {on_host(labels).flat[position]} is out of bounds: expected 0 <= target < "
             f"{classes} or ignore_index {ignore_index}, at position "
             f"{[int(i) + first for i in np.unravel_index(position, labels.shape)]}"
         )
@@ -190,10 +191,11 @@ def cross_entropy(
     k = kernels(x)
     stats = k.empty((2, sizes[0] * sizes[2]), x.dtype)
     loss_array = k.empty(labels.shape if kind == 0 else (), x.dtype)
-    info = np.empty(2)
+    info = k.empty((2,), _FLOAT64)
     k.cross_entropy(
         x, labels, w, stats, loss_array, info, *sizes, ignore_index, label_smoothing, kind
     )
+    info = on_host(info)
     _check_labels(name, info, labels, classes, ignore_index)
     saved = target if labels is target.array else wrap(labels)
     factor = 1 / float(info[0]) if info[0] else 0.0
@@ -274,7 +276,7 @@ class _Head(NamedTuple):
         step = min(max(CHUNK // max(classes, 1), 16), max(rows, 1))
         logits_buffer = k.empty((step, classes), x.dtype)
         slope_buffer = k.empty((step if any(g is not None for g in grads) else 0, classes), x.dtype)
-        info = np.empty(2)
+        info = k.empty((2,), _FLOAT64)
         for first in range(0, rows, step):
             part = slice(first, min(first + step, rows))
             n = part.stop - first
@@ -286,7 +288,7 @@ class _Head(NamedTuple):
                 logits, labels, self.weight, stats, losses[part], info, *sizes, self.ignored,
                 self.smoothing, 0,
             )  # fmt: skip
-            _check_labels("linear_cross_entropy", info, labels, classes, self.ignored, first)
+            _check_labels("linear_cross_entropy", on_host(info), labels, classes, self.ignored, first)
             if grad is None:
                 continue
             slope, beta = slope_buffer[:n], float(first > 0)

@@ -18,8 +18,9 @@ import numpy as np
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
-from ..backend import Array, as_storage, is_on_cuda, kernels, place, readable
+from ..backend import Array, as_storage, is_on_cuda, kernels, readable
 from ..backend import cast as cast_array
+from ..backend import like as like_array
 from ..dtypes import get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, expect_tensor, method
 
@@ -172,8 +173,9 @@ def backward_kernel(name: str, grad: Tensor, saved: Tensor, *params: float) -> T
     return wrap(y)
 
 
-def scalar_like(tensor: Tensor, value: float) -> Tensor:
-    return wrap(place(np.asarray(value, tensor.array.dtype), tensor.device.type))
+def scalar_like(tensor: Tensor, value: Any, dtype: Any = None) -> Tensor:
+    """A 0-d tensor on the device of `tensor`."""
+    return wrap(like_array(np.asarray(value, dtype or tensor.array.dtype), tensor.array))
 
 
 def named(name: str, doc: str, function: Any) -> Any:
@@ -422,8 +424,13 @@ def _modulo(name: str, ufunc: Any, mode: str, input: Any, other: Any) -> Tensor:
     dtype = result_dtype(a, b)
     if not is_floating(dtype) and np.any(b == 0):
         raise RuntimeError(f"{name}: integer division by zero")
+    beside = input if isinstance(input, TensorBase) else other
     input, other = (
-        cast(v, dtype) if isinstance(v, TensorBase) else wrap(np.asarray(v, dtype))
+        cast(v, dtype)
+        if isinstance(v, TensorBase)
+        else scalar_like(beside, v, dtype)
+        if isinstance(beside, TensorBase)
+        else wrap(np.asarray(v, dtype))
         for v in (input, other)
     )
     with np.errstate(all="ignore"):

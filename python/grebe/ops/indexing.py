@@ -197,7 +197,7 @@ def _as_value(self: Tensor, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         if not isinstance(value, (bool, int, float, np.ndarray, np.generic, list, tuple)):
             raise TypeError(f"index: can't write a value of type {type(value).__name__}")
-        value = wrap(np.asarray(value))
+        value = wrap(np.asarray(value)).to(self.device)
     if value.array.dtype == self.array.dtype:
         return value
     if value.array.dtype.kind in "fV" and self.array.dtype.kind in "iub" and value._requires_grad:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import TensorBase, bump, grad_enabled, wrap
-from ..backend import Array, bfloat16, kernels
+from ..backend import Array, as_storage, bfloat16, kernels, like
 from ..backend import empty as empty_array
 from ..dtypes import as_dtype, get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, assign, check_device, check_writable, expect_tensor, method
@@ -182,7 +182,8 @@ def numpy_generator(generator: Generator, n: int) -> np.random.Generator:
 def _fill(kernel: str, y: Array, generator: Generator, first: float, second: float) -> None:
     """Writes uniform or normal numbers into the floating point array `y`."""
     odd = any(stride % y.itemsize for stride in y.strides)
-    direct = y.itemsize >= 4 and y.flags.aligned and not odd
+    aligned = not isinstance(y, np.ndarray) or y.flags.aligned
+    direct = y.itemsize >= 4 and aligned and not odd
     work = y if direct else empty_array(y.shape, np.promote_types(y.dtype, np.float32), y)
     getattr(kernels(y), kernel)(work, *generator.take(y.size), first, second)
     if not direct:
@@ -432,12 +433,12 @@ def _check_probabilities(name: str, p: Array) -> None:
 def _hits(probability: Array, shape: tuple[int, ...], generator: Generator) -> Array:
     """1 with `probability` (0-d: the same for all), else 0."""
     double = probability.dtype == np.float64 and probability.ndim > 0
-    y = empty_array(shape, np.dtype(np.float64 if double else np.float32))
+    y = empty_array(shape, np.dtype(np.float64 if double else np.float32), probability)
     if probability.ndim == 0:
         kernels(y).random_bernoulli(y, *generator.take(y.size), float(probability))
         return y
     _fill_uniform(y, generator, 0.0, 1.0)
-    return np.asarray(y < probability)
+    return as_storage(y < probability)
 
 
 @method
@@ -454,7 +455,7 @@ def bernoulli(
     chance = x if p is None else np.asarray(float(p))
     _check_probabilities("bernoulli", chance)
     drawn = _hits(chance, x.shape, _generator("bernoulli", generator))
-    result: Tensor = wrap(drawn.astype(x.dtype))
+    result: Tensor = wrap(like(drawn.astype(x.dtype), x))
     return result
 
 
@@ -592,7 +593,7 @@ def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None
     source = _generator("bernoulli_", generator)
 
     def fill(array: Array) -> None:
-        np.copyto(array, _hits(chance, array.shape, source), casting="unsafe")
+        np.copyto(array, like(_hits(chance, array.shape, source), array), casting="unsafe")
 
     return _overwrite("bernoulli_", self, fill)
 
@@ -615,7 +616,8 @@ def random_(
     source = _generator("random_", generator)
 
     def fill(array: Array) -> None:
-        np.copyto(array, _integers("random_", source, *bounds, array.shape), casting="unsafe")
+        drawn = _integers("random_", source, *bounds, array.shape)
+        np.copyto(array, like(drawn, array), casting="unsafe")
 
     return _overwrite("random_", self, fill)
 

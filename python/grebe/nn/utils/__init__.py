@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import _cpu
 from ...autograd import no_grad
-from ...backend import Array, kernels
+from ...backend import Array, kernels, like, on_host
 from ...ops.shape import cat
 from ...optim.optimizer import is_dense
 from ...tensor import Tensor
@@ -70,17 +70,19 @@ def get_total_norm(
             "norm anyway, set `error_if_nonfinite=False`"
         )
     dtype = np.result_type(*[t.array.dtype for t in items])
-    return _cpu.wrap(np.asarray(norm, dtype if dtype.kind == "f" else np.float32))
+    scalar = np.asarray(norm, dtype if dtype.kind == "f" else np.float32)
+    return _cpu.wrap(like(scalar, items[0].array))
 
 
 def _two_norm(items: list[Tensor]) -> float:
-    total = np.empty(1)
-    kernels(items[0].array).sum_squares([t.array for t in items], total)
-    return math.sqrt(total[0])
+    k = kernels(items[0].array)
+    total = k.empty((1,), np.dtype(np.float64))
+    k.sum_squares([t.array for t in items], total)
+    return math.sqrt(on_host(total)[0])
 
 
 def _p_norm(items: list[Tensor], p: float) -> float:
-    flat = [np.abs(t.array.astype(np.float64).ravel()) for t in items]
+    flat = [np.abs(on_host(t.array).astype(np.float64).ravel()) for t in items]
     if math.isinf(p):
         peaks = [np.max(v) if p > 0 else np.min(v) for v in flat if v.size]
         return float(max(peaks) if p > 0 else min(peaks)) if peaks else 0.0
