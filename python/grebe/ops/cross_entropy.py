@@ -13,7 +13,7 @@ import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..backend import Array, contiguous, kernels, on_host, xp
+from ..backend import Array, contiguous, empty, kernels, like, on_host, xp
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
 from .softmax import check_floating, empty_like, is_half, layout, log_softmax, softmax
@@ -375,14 +375,14 @@ def linear_cross_entropy(
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
         )  # fmt: skip
         return loss.to(x.dtype)
-    like = wrap(np.broadcast_to(np.empty((), x.dtype), (x.shape[0], classes)))
-    labels = _labels(name, like, target)
+    logits = wrap(np.broadcast_to(np.empty((), x.dtype), (x.shape[0], classes)))  # their shape
+    labels = _labels(name, logits, target)
     head = _Head(labels, _class_weight(name, weight, x, classes), ignore_index, label_smoothing)
     tensors = (input, linear_weight, linear_bias)
     arrays = [None if t is None else contiguous(t.array) for t in tensors]
     wanted = [grad_enabled() and t is not None and t.requires_grad for t in tensors]
     at_once = reduction != "none" and any(wanted)
-    losses, ready = head.run(arrays, wanted, np.ones((), x.dtype) if at_once else None)
+    losses, ready = head.run(arrays, wanted, like(np.ones((), x.dtype), x) if at_once else None)
     factor = 1.0
     if reduction == "mean":
         total = head.total()
@@ -477,10 +477,11 @@ def nll_loss(
     x = contiguous(x)
     _, sizes = layout(x, dim)
     loss_array = kernels(x).empty(labels.shape if kind == 0 else (), x.dtype)
-    info = np.empty(2)
+    info = kernels(x).empty((2,), _FLOAT64)
     kernels(x).nll_loss(x, labels, w, loss_array, info, *sizes, ignore_index, kind)
+    info = on_host(info)
     _check_labels(name, info, labels, x.shape[dim], ignore_index)
     saved = target if labels is target.array else wrap(labels)
     factor = 1 / float(info[0]) if info[0] else 0.0
-    like = np.broadcast_to(np.empty((), x.dtype), x.shape)  # shape and dtype only
-    return record(NLLLoss, loss_array, (input,), (like, saved, w, dim, ignore_index, factor))
+    template = np.broadcast_to(empty((), x.dtype, x), x.shape)  # shape, dtype and device only
+    return record(NLLLoss, loss_array, (input,), (template, saved, w, dim, ignore_index, factor))
