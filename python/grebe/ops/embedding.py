@@ -12,7 +12,7 @@ import numpy as np
 
 from .._cpu import Node, record, wrap
 from ..autograd import no_grad
-from ..backend import Array, contiguous, empty, kernels
+from ..backend import Array, contiguous, empty, kernels, like, on_host, xp
 from ..tensor import Tensor, expect_tensor
 from .compare import where
 from .creation import arange
@@ -99,7 +99,7 @@ class SumRows(Node):
 
     def backward(self, grad: Tensor) -> Tensor:
         source, target, back, rows = self.saved
-        to = np.arange(target.size) if source is None else source
+        to = xp(target).arange(target.size) if source is None else source
         return sum_rows(grad, target, np.where(target < 0, -1, to), back, rows)
 
 
@@ -199,7 +199,7 @@ def _bags(
     if index.ndim == 2:
         if offsets is not None:
             raise ValueError(f"{name}: offsets must be None for a 2-D input, whose rows are bags")
-        return index.reshape(-1), np.arange(index.shape[0] + 1) * index.shape[1]
+        return index.reshape(-1), xp(index).arange(index.shape[0] + 1) * index.shape[1]
     if index.ndim != 1:
         raise ValueError(f"{name}: input must be 1-D or 2-D, got shape {list(index.shape)}")
     if offsets is None:
@@ -225,8 +225,8 @@ def _largest(weight: Tensor, index: Array, bounds: Array, padding: int) -> Tenso
     kernels(x).bag_argmax(x, index, contiguous(bounds), arg, padding)
     found = arg >= 0
     if x.shape[0] == 0:
-        return wrap(np.zeros(arg.shape, x.dtype))
-    columns = np.broadcast_to(arange(x.shape[1]).array, arg.shape)
+        return wrap(xp(x).zeros(arg.shape, x.dtype))
+    columns = np.broadcast_to(xp(x).arange(x.shape[1]), arg.shape)
     return where(wrap(found), _take(weight, (np.where(found, arg, 0), columns)), 0.0)
 
 
@@ -287,7 +287,7 @@ def embedding_bag(
             raise ValueError(f"{name}: scale_grad_by_freq is not supported for mode 'max'")
         return _largest(weight, index, bounds, padding)
     count = bounds.size - 1
-    bag = np.repeat(np.arange(count), np.diff(bounds))
+    bag = like(np.repeat(np.arange(count), np.diff(on_host(bounds))), index)
     if padding >= 0:
         bag = np.where(index == padding, -1, bag)
     if factors is not None:

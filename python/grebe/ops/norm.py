@@ -35,7 +35,8 @@ def _parameter(name: str, argument: str, value: Tensor | None, x: Array, size: i
 
 def _running(name: str, argument: str, value: Tensor | None, x: Array) -> Array | None:
     array = _parameter(name, argument, value, x, x.shape[1])
-    if value is not None and (array is not value.array or not array.flags.writeable):
+    fixed = isinstance(array, np.ndarray) and not array.flags.writeable
+    if value is not None and (array is not value.array or fixed):
         raise ValueError(f"{name}: {argument} must be contiguous and writable")
     return array
 
