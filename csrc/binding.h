@@ -109,8 +109,8 @@ template <bool kReleaseGil, class R, class... A, size_t... I>
 PyObject* call_kernel(R (*kernel)(A...), const Where& w, PyObject* const* args, Py_ssize_t count,
                       std::index_sequence<I...>) {
   if (count != sizeof...(A)) {
-    return PyErr_Format(PyExc_TypeError, "%s%s: takes %zu arguments, got %zd", w.name,
-                        w.signature, sizeof...(A), count);
+    return PyErr_Format(PyExc_TypeError, "%s%s: takes %zu arguments, got %zd", w.name, w.signature,
+                        sizeof...(A), count);
   }
   std::tuple<Holder<std::remove_cvref_t<A>>...> holders;
   if (!(std::get<I>(holders).set(args[I], w, static_cast<Py_ssize_t>(I)) && ...)) return nullptr;

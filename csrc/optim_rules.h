@@ -71,7 +71,7 @@ struct Adam {
         amsgrad(o.amsgrad) {}
   FORMULA void operator()(V* v) const {
     const V g = gradient(v);
-    V&m = v[kState1], &s = v[kState2], &largest = v[kState3];
+    V &m = v[kState1], &s = v[kState2], &largest = v[kState3];
     m = fma(g - m, splat(fresh1), m);
     s = fma(s, splat(beta2), g * g * fresh2);
     if (amsgrad) largest = max_nan(largest, s);
@@ -122,7 +122,7 @@ struct Rmsprop {
         centered(o.centered) {}
   FORMULA void operator()(V* v) const {
     const V g = gradient(v);
-    V&square = v[kState1], &buffer = v[kState2], &mean = v[kState3];
+    V &square = v[kState1], &buffer = v[kState2], &mean = v[kState3];
     square = fma(square, splat(alpha), g * g * fresh);
     V variance = square;
     if (centered) {
@@ -153,7 +153,7 @@ struct Adadelta {
         eps(static_cast<T>(o.eps)) {}
   FORMULA void operator()(V* v) const {
     const V g = gradient(v);
-    V&square = v[kState1], &moved = v[kState2];
+    V &square = v[kState1], &moved = v[kState2];
     square = fma(square, splat(rho), g * g * fresh);
     const V delta = sqrt(moved + eps) / sqrt(square + eps) * g;
     moved = fma(moved, splat(rho), delta * delta * fresh);

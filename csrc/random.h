@@ -16,7 +16,8 @@ struct Philox4 {
   uint32_t v[4];
 };
 
-GREBE_EVERYWHERE static inline Philox4 philox(uint64_t seed, uint64_t counter_low, uint64_t counter_high) {
+GREBE_EVERYWHERE static inline Philox4 philox(uint64_t seed, uint64_t counter_low,
+                                              uint64_t counter_high) {
   uint32_t c0 = static_cast<uint32_t>(counter_low), c1 = static_cast<uint32_t>(counter_low >> 32);
   uint32_t c2 = static_cast<uint32_t>(counter_high), c3 = static_cast<uint32_t>(counter_high >> 32);
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);

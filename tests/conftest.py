@@ -28,6 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
     check.DEVICE = "cpu" if where == "cpu" else "cuda"
 
 
+@pytest.fixture
+def emulated_cuda() -> Iterator[None]:
+    """ "cuda" is the emulated GPU for the time of the test."""
+    pytest.importorskip("grebe._emulated", exc_type=ImportError)
+    grebe.cuda.emulate()
+    yield
+    if check.DEVICE == "cpu":
+        grebe.cuda.emulate(False)
+
+
 @pytest.fixture(autouse=True)
 def same_start() -> Iterator[None]:
     """Every test starts from the same random state and leaves the number of threads as it was."""

@@ -10,12 +10,7 @@ import pytest
 import grebe
 from grebe import nn
 
-pytest.importorskip("grebe._emulated")
-
-
-@pytest.fixture(autouse=True)
-def emulated() -> None:
-    grebe.cuda.emulate()
+pytestmark = pytest.mark.usefixtures("emulated_cuda")
 
 
 def test_move() -> None:

@@ -10,14 +10,9 @@ import pytest
 import grebe
 from grebe import nn
 
-pytest.importorskip("grebe._emulated")
+pytestmark = pytest.mark.usefixtures("emulated_cuda")
 
 SIZES = [(0,), (1,), (15,), (16,), (63,), (64,), (129,), (300, 7)]
-
-
-@pytest.fixture(autouse=True)
-def emulated() -> None:
-    grebe.cuda.emulate()
 
 
 def both(fill: Any, shape: tuple[int, ...], dtype: Any, strided: bool) -> list[np.ndarray]:
@@ -72,9 +67,7 @@ def test_bias_dropout_add(shape: tuple[int, int], with_bias: bool, with_residual
     arrays = [np.random.default_rng(0).standard_normal(s) for s in (shape, shape[1:], shape)]
     results = []
     for device in ("cpu", "cuda"):
-        x, bias, residual = (
-            grebe.tensor(a, dtype=grebe.float32, device=device) for a in arrays
-        )
+        x, bias, residual = (grebe.tensor(a, dtype=grebe.float32, device=device) for a in arrays)
         kernels = grebe.backend.kernels(x.array)
         y, sums = grebe.empty_like(x), grebe.empty_like(bias)
         kernels.bias_dropout_add(
@@ -109,9 +102,7 @@ def test_optimizer(name: str, options: dict[str, Any], dtype: Any) -> None:
     gradients = [[rng.standard_normal(s) for s in shapes] for _ in range(3)]
     results = []
     for device in ("cpu", "cuda"):
-        params = [
-            grebe.tensor(a, dtype=dtype, device=device, requires_grad=True) for a in start
-        ]
+        params = [grebe.tensor(a, dtype=dtype, device=device, requires_grad=True) for a in start]
         optimizer = getattr(grebe.optim, name)(params, **options)
         for arrays in gradients:
             for p, g in zip(params, arrays, strict=True):

@@ -352,17 +352,17 @@ PyObject* call_binary(BinaryLoop* loop, PyObject* const* args, Py_ssize_t count)
 
 // ---- one function per line of ops.def ----
 
-#define UNARY(name, ...)                                                         \
+#define UNARY(name, ...)                                                    \
   PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) { \
     return call_unary(g_table->name, args, count);                          \
   }
-#define BINARY(name, ...)                                                        \
+#define BINARY(name, ...)                                                   \
   PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) { \
     return call_binary(g_table->name, args, count);                         \
   }
-#define OP(result, name, signature)                                         \
-  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) { \
-    return call_op<true>(g_table->name, Where{#name, #signature}, args, count);   \
+#define OP(result, name, signature)                                             \
+  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {     \
+    return call_op<true>(g_table->name, Where{#name, #signature}, args, count); \
   }
 #include "../ops.def"
 #undef UNARY
@@ -471,7 +471,8 @@ PyObject* py_expand(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyMethodDef g_methods[] = {
 #define UNARY(name, ...) {#name, fast(py_##name), METH_FASTCALL, #name "(x, out=None, *params)"},
-#define BINARY(name, ...) {#name, fast(py_##name), METH_FASTCALL, #name "(a, b, out=None, *params)"},
+#define BINARY(name, ...) \
+  {#name, fast(py_##name), METH_FASTCALL, #name "(a, b, out=None, *params)"},
 #define OP(result, name, signature) {#name, fast(py_##name), METH_FASTCALL, #name #signature},
 #include "../ops.def"
 #undef UNARY

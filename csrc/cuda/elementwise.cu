@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = thread_number() * kCount; i < n; i += thread_count() * kCount) {
     if (i + kCount > n) {
       for (int64_t j = i; j < n; ++j)
-        y[j] = narrow<T>(f(a.repeated ? a0 : widen(a.data[j]), b.repeated ? b0 : widen(b.data[j]),
-                           p, q));
+        y[j] = narrow<T>(
+            f(a.repeated ? a0 : widen(a.data[j]), b.repeated ? b0 : widen(b.data[j]), p, q));
       break;
     }
     Vector va, vb, vy;
@@ -55,15 +55,15 @@ __global__ void __launch_bounds__(kThreads)
     if (!b.repeated) vb = *reinterpret_cast<const Vector*>(b.data + i);
 #pragma unroll
     for (int j = 0; j < kCount; ++j)
-      vy.v[j] = narrow<T>(f(a.repeated ? a0 : widen(va.v[j]), b.repeated ? b0 : widen(vb.v[j]), p,
-                            q));
+      vy.v[j] =
+          narrow<T>(f(a.repeated ? a0 : widen(va.v[j]), b.repeated ? b0 : widen(vb.v[j]), p, q));
     *reinterpret_cast<Vector*>(y + i) = vy;
   }
 }
 
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads) strided(int64_t n, Space space, Operand<T> a,
-                                                    Operand<T> b, T* y, Wide<T> p, Wide<T> q, F f) {
+__global__ void __launch_bounds__(kThreads)
+    strided(int64_t n, Space space, Operand<T> a, Operand<T> b, T* y, Wide<T> p, Wide<T> q, F f) {
   for (int64_t i = thread_number(); i < n; i += thread_count()) {
     int64_t rest = i, at[kMaxOperands] = {};
     for (int d = space.ndim - 1; d >= 0; --d) {
@@ -132,28 +132,28 @@ struct Run {
 // ---- the formulas as function objects ----
 
 #define UNARY(name, ...)                                                            \
-  struct name##_formula {                                                                  \
+  struct name##_formula {                                                           \
     template <class V>                                                              \
     DEVICE V operator()(V x, V, [[maybe_unused]] V p, [[maybe_unused]] V q) const { \
       return __VA_ARGS__;                                                           \
     }                                                                               \
   };
-#define BINARY(name, a, b, ...)                                                                   \
-  struct name##_formula {                                                                                \
-    template <class V>                                                                            \
-    DEVICE V operator()([[maybe_unused]] V a, [[maybe_unused]] V b, [[maybe_unused]] V p,         \
-                        [[maybe_unused]] V q) const {                                             \
-      return __VA_ARGS__;                                                                         \
-    }                                                                                             \
+#define BINARY(name, a, b, ...)                                                           \
+  struct name##_formula {                                                                 \
+    template <class V>                                                                    \
+    DEVICE V operator()([[maybe_unused]] V a, [[maybe_unused]] V b, [[maybe_unused]] V p, \
+                        [[maybe_unused]] V q) const {                                     \
+      return __VA_ARGS__;                                                                 \
+    }                                                                                     \
   };
 #include "../elementwise.def"
 #undef UNARY
 #undef BINARY
 }  // namespace
 
-#define UNARY(name, ...)                                                                    \
+#define UNARY(name, ...)                                                                     \
   void name(DType dtype, const Iteration& it, const double* numbers, const double* params) { \
-    with_float(#name, dtype, Run<name##_formula>{#name, it, numbers, params});              \
+    with_float(#name, dtype, Run<name##_formula>{#name, it, numbers, params});               \
   }
 #define BINARY(name, ...) UNARY(name)
 #include "../elementwise.def"

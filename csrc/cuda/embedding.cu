@@ -155,10 +155,10 @@ DEVICE int64_t lower_bound(const int64_t* keys, int64_t n, int64_t key) {
 
 // A row of y per block along x, a stretch of columns along y.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    add_rows(int64_t n, int64_t d, Sorted terms, const T* x, const int64_t* source, const T* factor,
-             T* y) {
-  const int64_t row = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kThreads) add_rows(int64_t n, int64_t d, Sorted terms, const T* x,
+                                                     const int64_t* source, const T* factor, T* y) {
+  const int64_t row = blockIdx.x,
+                column = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const int64_t begin = lower_bound(terms.keys, n, row), end = lower_bound(terms.keys, n, row + 1);
   if (column >= d) return;
   Wide<T> sum = 0;
@@ -218,8 +218,8 @@ void gather_rows(In x, In index, Out y) {
   const int64_t n = numel(index), rows = x.shape[0];
   if (n == 0 || rows == 0) return;
   const int64_t bytes = numel(x) / rows * item_bytes(x.dtype);
-  const uintptr_t ends = reinterpret_cast<uintptr_t>(x.data) |
-                         reinterpret_cast<uintptr_t>(y.data) | static_cast<uintptr_t>(bytes);
+  const uintptr_t ends = reinterpret_cast<uintptr_t>(x.data) | reinterpret_cast<uintptr_t>(y.data) |
+                         static_cast<uintptr_t>(bytes);
   if (bytes == 0) return;
   if (ends % 16 == 0) return gather<uint4>(x, index, y, bytes);
   if (ends % 4 == 0) return gather<uint32_t>(x, index, y, bytes);

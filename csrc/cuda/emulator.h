@@ -89,8 +89,8 @@ struct Block {
   std::vector<Fiber> fibers;
   Rendezvous barriers[16];
   std::map<std::pair<int, uint32_t>, Rendezvous> warp_operations;  // by warp and lane mask
-  std::map<uint32_t, Mbarrier> mbarriers;                          // by shared address
-  std::vector<Groups> products;                                    // wgmma, per warp
+  std::map<uint32_t, Mbarrier> mbarriers;  // by shared address
+  std::vector<Groups> products;  // wgmma, per warp
 };
 
 struct Options {
@@ -104,9 +104,9 @@ struct Counts {
 };
 
 constexpr size_t kStackBytes = 64 << 10;
-constexpr size_t kSharedStep = 1 << 18;   // between the shared memories of a cluster's blocks
+constexpr size_t kSharedStep = 1 << 18;  // between the shared memories of a cluster's blocks
 constexpr size_t kSharedMost = 227 << 10;  // what a block may have (sm_90)
-constexpr size_t kGuard = 64;              // bytes behind it that must stay as they are
+constexpr size_t kGuard = 64;  // bytes behind it that must stay as they are
 
 inline Options options;
 inline Counts counts;
@@ -166,7 +166,8 @@ inline uint64_t random_below(uint64_t n) {
 }
 
 inline Fiber* take_ready() {
-  const size_t at = options.seed && machine.ready.size() > 1 ? random_below(machine.ready.size()) : 0;
+  const size_t at =
+      options.seed && machine.ready.size() > 1 ? random_below(machine.ready.size()) : 0;
   std::swap(machine.ready[at], machine.ready.front());
   Fiber* f = machine.ready.front();
   machine.ready.pop_front();
@@ -178,7 +179,8 @@ inline void wait_for(const char* what) {
   Fiber* me = machine.current;
   me->waits_for = what;
   ++counts.switches;
-  if (machine.ready.empty()) return grebe_switch_stack(&me->stack_pointer, machine.main_stack_pointer);
+  if (machine.ready.empty())
+    return grebe_switch_stack(&me->stack_pointer, machine.main_stack_pointer);
   machine.current = take_ready();
   grebe_switch_stack(&me->stack_pointer, machine.current->stack_pointer);
 }
@@ -274,8 +276,8 @@ inline uint32_t everywhere(uint32_t address) {
 inline char* shared_pointer(uint32_t address, size_t bytes) {
   const uint32_t offset = address & 0xffffff;
   if (offset + bytes > machine.shared_bytes)
-    fail("shared memory: " + std::to_string(bytes) + " bytes at " + std::to_string(offset) + " of " +
-         std::to_string(machine.shared_bytes));
+    fail("shared memory: " + std::to_string(bytes) + " bytes at " + std::to_string(offset) +
+         " of " + std::to_string(machine.shared_bytes));
   return block_of(address).shared + offset;
 }
 
@@ -302,7 +304,8 @@ inline std::string deadlock() {
     for (Fiber& f : b.fibers)
       if (!f.done) ++waiting[f.waits_for];
   std::string report = "deadlock:";
-  for (auto& [what, n] : waiting) report += " " + std::to_string(n) + " threads wait for " + what + ";";
+  for (auto& [what, n] : waiting)
+    report += " " + std::to_string(n) + " threads wait for " + what + ";";
   report.pop_back();
   return report;
 }
@@ -401,8 +404,7 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_
     for (unsigned t = 0; t < threads; ++t) {
       b.fibers[t].block = &b;
       b.fibers[t].index = static_cast<int>(t);
-      b.fibers[t].thread =
-          dim3(t % block.x, t / block.x % block.y, t / (block.x * block.y));
+      b.fibers[t].thread = dim3(t % block.x, t / block.x % block.y, t / (block.x * block.y));
     }
   }
   for (unsigned z = 0; z < grid.z; ++z)
@@ -503,9 +505,7 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
   return mine.votes;
 }
 inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(uint32_t mask, int predicate) {
-  return __ballot_sync(mask, !predicate) == 0;
-}
+inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 // One core runs all threads: a plain addition is atomic.
 template <class T>
 inline T atomicAdd(T* address, T value) {

@@ -16,10 +16,16 @@ namespace grebe::cuda {
 namespace {
 
 // One matrix operand of a tile product: element (i, k), where i is the row of A or the column of B.
+// FmaTile takes any type with these three functions: it calls `settle` once, with the only i for
+// which a thread will ask if along_i() is true.
 template <class T>
 struct Operand {
   const T* data;
   int64_t i_stride, k_stride;
+
+  DEVICE bool along_i() const { return i_stride == 1; }  // do neighbouring threads differ in i?
+  DEVICE void settle(int64_t) {}
+  DEVICE Wide<T> at(int64_t i, int64_t k) const { return widen(data[i * i_stride + k * k_stride]); }
 };
 
 // ---- FMA ----
@@ -33,7 +39,10 @@ struct FmaTile {
   static constexpr int kPad = 4;
   static constexpr size_t kSharedBytes = sizeof(Wide) * kDepth * (kM + kN + 2 * kPad);
 
-  Wide sum[kRows][kColumns];
+  // Chains of additions stay short: sums of kChain slices are added to the totals.
+  static constexpr int kChain = 16;
+
+  Wide sum[kRows][kColumns], total[kRows][kColumns];
   Wide next_a[kM * kDepth / kThreads], next_b[kN * kDepth / kThreads];
   Wide *a, *b;  // slices in shared memory, [kDepth][kM + kPad]
 
@@ -42,15 +51,15 @@ struct FmaTile {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) sum[i][j] = 0;
+      for (int j = 0; j < kColumns; ++j) sum[i][j] = total[i][j] = 0;
   }
 
   // Where this thread's n-th element of a slice of kSize x kDepth lies: neighbouring threads along
   // the dimension that is dense.
-  template <int kSize>
-  static DEVICE void position(const Operand<T>& x, int n, int* i, int* k) {
+  template <int kSize, class X>
+  static DEVICE void position(const X& x, int n, int* i, int* k) {
     const int t = threadIdx.x + n * kThreads;
-    if (x.i_stride == 1) {
+    if (x.along_i()) {
       *i = t % kSize;
       *k = t / kSize;
     } else {
@@ -58,19 +67,19 @@ struct FmaTile {
       *k = t % kDepth;
     }
   }
-  template <int kSize>
-  static DEVICE void fetch(Wide* next, const Operand<T>& x, int64_t i0, int64_t size, int64_t k0,
+  template <int kSize, class X>
+  static DEVICE void fetch(Wide* next, const X& x, int64_t i0, int64_t size, int64_t k0,
                            int64_t k_end) {
 #pragma unroll
     for (int n = 0; n < kSize * kDepth / kThreads; ++n) {
       int i, k;
       position<kSize>(x, n, &i, &k);
       const bool valid = i0 + i < size && k0 + k < k_end;
-      next[n] = valid ? widen(x.data[(i0 + i) * x.i_stride + (k0 + k) * x.k_stride]) : Wide(0);
+      next[n] = valid ? x.at(i0 + i, k0 + k) : Wide(0);
     }
   }
-  template <int kSize>
-  static DEVICE void put(Wide* slice, const Wide* next, const Operand<T>& x) {
+  template <int kSize, class X>
+  static DEVICE void put(Wide* slice, const Wide* next, const X& x) {
 #pragma unroll
     for (int n = 0; n < kSize * kDepth / kThreads; ++n) {
       int i, k;
@@ -99,10 +108,14 @@ struct FmaTile {
   }
 
   // Adds A[i0.., k_begin..k_end) times B[.., j0..).
-  DEVICE void multiply(const Operand<T>& x, int64_t i0, int64_t m, const Operand<T>& y, int64_t j0,
-                       int64_t n, int64_t k_begin, int64_t k_end) {
+  template <class X, class Y>
+  DEVICE void multiply(X x, int64_t i0, int64_t m, Y y, int64_t j0, int64_t n, int64_t k_begin,
+                       int64_t k_end) {
+    x.settle(i0 + threadIdx.x % kM);
+    y.settle(j0 + threadIdx.x % kN);
     fetch<kM>(next_a, x, i0, m, k_begin, k_end);
     fetch<kN>(next_b, y, j0, n, k_begin, k_end);
+    int chain = 0;
     for (int64_t k = k_begin; k < k_end; k += kDepth) {
       put<kM>(a, next_a, x);
       put<kN>(b, next_b, y);
@@ -112,8 +125,22 @@ struct FmaTile {
         fetch<kN>(next_b, y, j0, n, k + kDepth, k_end);
       }
       multiply_slice();
+      if (++chain == kChain) {
+        close_chain();
+        chain = 0;
+      }
       __syncthreads();
     }
+    close_chain();
+  }
+  DEVICE void close_chain() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        total[i][j] += sum[i][j];
+        sum[i][j] = 0;
+      }
   }
 
   // f(row, column, result) for all of this thread's results.
@@ -122,7 +149,7 @@ struct FmaTile {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) f(row(i), column(j), sum[i][j]);
+      for (int j = 0; j < kColumns; ++j) f(row(i), column(j), total[i][j]);
   }
 };
 
@@ -210,7 +237,8 @@ struct WarpTiles {
       __syncthreads();
       bring(s + kStages - 1);  // into the stage that all threads have left behind
       const int64_t stage = s % kStages;
-      static_cast<Derived*>(this)->multiply_slice(a + stage * A::kElements, b + stage * B::kElements);
+      static_cast<Derived*>(this)->multiply_slice(a + stage * A::kElements,
+                                                  b + stage * B::kElements);
     }
     copy_async_wait<0>();
   }
@@ -224,8 +252,8 @@ struct WarpTiles {
       for (int j = 0; j < kTilesN; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          f(warp_row() + i * 16 + e / 2 * 8 + lane / 4, warp_column() + j * 8 + lane % 4 * 2 + e % 2,
-            sum[i][j][e]);
+          f(warp_row() + i * 16 + e / 2 * 8 + lane / 4,
+            warp_column() + j * 8 + lane % 4 * 2 + e % 2, sum[i][j][e]);
   }
 };
 
@@ -249,16 +277,16 @@ struct MmaTile : WarpTiles<MmaTile<T, kAAlongK, kBAlongK>, T, 32, kAAlongK, kBAl
     if (kAAlongK)
       load_matrices(r, slice + A::element(i + lane % 16, k + lane / 16 * 8));
     else
-      load_matrices_transposed(r,
-                               slice + A::element(i + lane / 8 % 2 * 8, k + lane / 16 * 8 + lane % 8));
+      load_matrices_transposed(
+          r, slice + A::element(i + lane / 8 % 2 * 8, k + lane / 16 * 8 + lane % 8));
   }
   static DEVICE void load_b(uint32_t (&r)[4], const T* slice, int j, int k) {
     const int lane = threadIdx.x % 32;
     if (kBAlongK)
       load_matrices(r, slice + B::element(j + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
     else
-      load_matrices_transposed(r,
-                               slice + B::element(j + lane / 16 * 8, k + lane / 8 % 2 * 8 + lane % 8));
+      load_matrices_transposed(
+          r, slice + B::element(j + lane / 16 * 8, k + lane / 8 % 2 * 8 + lane % 8));
   }
 
   DEVICE void multiply_slice(const T* a, const T* b) {
@@ -311,8 +339,7 @@ struct Tf32Tile : WarpTiles<Tf32Tile<kAAlongK, kBAlongK>, float, 16, kAAlongK, k
       for (int j = 0; j < Base::kTilesN; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const SplitFloat s =
-              split(b[B::element(Base::warp_column() + j * 8 + g, k + t + e * 4)]);
+          const SplitFloat s = split(b[B::element(Base::warp_column() + j * 8 + g, k + t + e * 4)]);
           b_high[j][e] = s.high;
           b_low[j][e] = s.low;
         }
@@ -321,8 +348,8 @@ struct Tf32Tile : WarpTiles<Tf32Tile<kAAlongK, kBAlongK>, float, 16, kAAlongK, k
         uint32_t high[4], low[4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const SplitFloat s = split(
-              a[A::element(Base::warp_row() + i * 16 + g + e % 2 * 8, k + t + e / 2 * 4)]);
+          const SplitFloat s =
+              split(a[A::element(Base::warp_row() + i * 16 + g + e % 2 * 8, k + t + e / 2 * 4)]);
           high[e] = s.high;
           low[e] = s.low;
         }

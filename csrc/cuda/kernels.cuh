@@ -95,7 +95,9 @@ struct Shared {
 };
 
 // The number of this thread in the grid's x dimension, and how many there are.
-DEVICE int64_t thread_number() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+DEVICE int64_t thread_number() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
 DEVICE int64_t thread_count() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
 // ---- numbers ----

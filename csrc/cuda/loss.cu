@@ -18,7 +18,7 @@ constexpr int64_t kChunk = 4096;  // elements of a block
 template <class T>
 struct Operands {
   const T *x, *t, *weight, *positive;  // the last two may be nullptr
-  int64_t n, period;                   // of the weights
+  int64_t n, period;  // of the weights
   T p;
 
   Operands(const View& vx, const View& vt, const View& w, const View& q, double parameter)
@@ -95,7 +95,8 @@ struct Forward {
     const int64_t chunks = divide_up(a.n, kChunk);
     double* partial =
         static_cast<double*>(workspace(chunks * static_cast<int64_t>(sizeof(double))));
-    launch("loss", sum_chunks<Loss, T>, static_cast<unsigned>(chunks), kThreads, kSpace, a, partial);
+    launch("loss", sum_chunks<Loss, T>, static_cast<unsigned>(chunks), kThreads, kSpace, a,
+           partial);
     launch("loss", add_chunks<T>, 1, kThreads, kSpace, static_cast<const double*>(partial), chunks,
            factor, data<T>(loss));
   }

@@ -13,7 +13,7 @@
 namespace grebe::cuda {
 namespace {
 
-constexpr int kEnoughTiles = 256;   // with so many k is not cut
+constexpr int kEnoughTiles = 256;  // with so many k is not cut
 constexpr int64_t kLeastPart = 256;  // of k
 constexpr int kMostParts = 64;
 constexpr unsigned kMostBatch = 65535;
@@ -36,7 +36,7 @@ struct Problem {
   bool relu;
   Batch batch;
   int64_t parts, part;  // k is cut into `parts` of `part` elements
-  Wide<T>* partials;    // [batch, parts, m, n]
+  Wide<T>* partials;  // [batch, parts, m, n]
 };
 
 // ---- kernels ----
@@ -170,8 +170,8 @@ void cut(Problem<T>& p, int64_t tiles, int64_t unit) {
   p.part = divide_up(divide_up(p.k, parts), unit) * unit;
   p.parts = divide_up(p.k, p.part);
   if (p.parts > 1)
-    p.partials = static_cast<Wide<T>*>(workspace(p.batch.count * p.parts * p.m * p.n *
-                                                 static_cast<int64_t>(sizeof(Wide<T>))));
+    p.partials = static_cast<Wide<T>*>(
+        workspace(p.batch.count * p.parts * p.m * p.n * static_cast<int64_t>(sizeof(Wide<T>))));
 }
 
 template <class T>
@@ -196,7 +196,8 @@ void run_vector(Problem<T> p) {
   const unsigned batch = static_cast<unsigned>(p.batch.count);
   p.parts = 1;
   if (p.a.i_stride != 1 || p.m == 1) {
-    launch("matmul", matvec_rows<T>, dim3(blocks_for(p.m, kThreads / 32), 1, batch), kThreads, 0, p);
+    launch("matmul", matvec_rows<T>, dim3(blocks_for(p.m, kThreads / 32), 1, batch), kThreads, 0,
+           p);
     return;
   }
   const int64_t blocks = divide_up(p.m, 32);
@@ -375,9 +376,8 @@ void multiply(const View& a, const View& b, const View& bias, const View& c, int
 }  // namespace
 
 bool matmul(In a, In b, OptIn bias, Out c, int64_t activation, double beta) {
-  with_float("matmul", a.dtype, [&](auto zero) {
-    multiply<decltype(zero)>(a, b, bias, c, activation, beta);
-  });
+  with_float("matmul", a.dtype,
+             [&](auto zero) { multiply<decltype(zero)>(a, b, bias, c, activation, beta); });
   return true;
 }
 

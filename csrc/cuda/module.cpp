@@ -25,7 +25,7 @@ namespace py = pybind11;
 namespace grebe {
 namespace {
 
-PyObject* g_empty;   // empty(shape, dtype, strides or None) -> array
+PyObject* g_empty;  // empty(shape, dtype, strides or None) -> array
 PyObject* g_stream;  // stream() -> the address of the current stream
 int g_bfloat16 = -1;
 thread_local std::vector<PyObject*> t_workspaces;  // until the end of the running operation
@@ -276,9 +276,8 @@ struct Elementwise {
     int order[kMaxDims];
     int64_t strides[kMaxDims], next = size;
     for (int d = 0; d < it.ndim; ++d) order[d] = d;
-    std::stable_sort(order, order + it.ndim, [&](int a, int b) {
-      return std::abs(v.strides[a]) > std::abs(v.strides[b]);
-    });
+    std::stable_sort(order, order + it.ndim,
+                     [&](int a, int b) { return std::abs(v.strides[a]) > std::abs(v.strides[b]); });
     for (int i = it.ndim - 1; i >= 0; --i) {
       strides[order[i]] = next;
       next *= std::max<int64_t>(it.shape[order[i]], 1);
@@ -349,20 +348,21 @@ namespace cuda {
 
 namespace {
 
-#define UNARY(name, ...)                                                             \
-  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {          \
-    return guarded([&] { return elementwise(cuda::name, args, count, 1); });         \
+#define UNARY(name, ...)                                                     \
+  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {  \
+    return guarded([&] { return elementwise(cuda::name, args, count, 1); }); \
   }
-#define BINARY(name, ...)                                                            \
-  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {          \
-    return guarded([&] { return elementwise(cuda::name, args, count, 2); });         \
+#define BINARY(name, ...)                                                    \
+  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {  \
+    return guarded([&] { return elementwise(cuda::name, args, count, 2); }); \
   }
-#define OP(result, name, signature)                                                              \
-  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {                      \
-    result(*volatile kernel) signature = cuda::name;                                             \
-    if (!kernel)                                                                                 \
-      return PyErr_Format(PyExc_NotImplementedError, "%s: not available on CUDA yet", #name);    \
-    return guarded([&] { return call_op<false>(+kernel, Where{#name, #signature}, args, count); });     \
+#define OP(result, name, signature)                                                           \
+  PyObject* py_##name(PyObject*, PyObject* const* args, Py_ssize_t count) {                   \
+    result(*volatile kernel) signature = cuda::name;                                          \
+    if (!kernel)                                                                              \
+      return PyErr_Format(PyExc_NotImplementedError, "%s: not available on CUDA yet", #name); \
+    return guarded(                                                                           \
+        [&] { return call_op<false>(+kernel, Where{#name, #signature}, args, count); });      \
   }
 #include "../ops.def"
 #undef UNARY
@@ -375,13 +375,15 @@ PyCFunction fast(PyObject* (*f)(PyObject*, PyObject* const*, Py_ssize_t)) {
 
 // empty(shape, dtype, strides=None), by the function that set_device was given.
 PyObject* py_empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!g_empty) return PyErr_Format(PyExc_RuntimeError, "empty: no device memory: set_device first");
+  if (!g_empty)
+    return PyErr_Format(PyExc_RuntimeError, "empty: no device memory: set_device first");
   return PyObject_Vectorcall(g_empty, args, static_cast<size_t>(count), nullptr);
 }
 
 PyMethodDef g_methods[] = {
 #define UNARY(name, ...) {#name, fast(py_##name), METH_FASTCALL, #name "(x, out=None, *params)"},
-#define BINARY(name, ...) {#name, fast(py_##name), METH_FASTCALL, #name "(a, b, out=None, *params)"},
+#define BINARY(name, ...) \
+  {#name, fast(py_##name), METH_FASTCALL, #name "(a, b, out=None, *params)"},
 #define OP(result, name, signature) {#name, fast(py_##name), METH_FASTCALL, #name #signature},
 #include "../ops.def"
 #undef UNARY

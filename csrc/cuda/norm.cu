@@ -35,7 +35,7 @@ struct Sums {
 
 struct Planes {
   int64_t n, channels, inner;  // rows: inner == 1
-  int64_t segments, segment;   // of n
+  int64_t segments, segment;  // of n
 
   Planes(const View& x, bool channels_last) : n(x.shape[0]), channels(x.shape[1]), inner(1) {
     for (int d = 2; d < x.ndim; ++d) inner *= x.shape[d];
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTile * kTileRows)
+__global__ void __launch_bounds__(kTile* kTileRows)
     row_sums(Planes p, const T* x, const T* g, const T* center, Sums* sums) {
   Shared shared;
   Sums* tile = shared.take<Sums>(kTile * kTileRows);
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(kTile * kTileRows)
 
 template <class T>
 Sums* channel_sums(const Planes& p, const T* x, const T* g, const T* center) {
-  Sums* sums = static_cast<Sums*>(
-      workspace(p.segments * p.channels * static_cast<int64_t>(sizeof(Sums))));
+  Sums* sums =
+      static_cast<Sums*>(workspace(p.segments * p.channels * static_cast<int64_t>(sizeof(Sums))));
   const unsigned segments = static_cast<unsigned>(p.segments);
   if (p.inner == 1)
     launch("batch_norm", row_sums<T>, dim3(blocks_for(p.channels, kTile), segments),
@@ -153,11 +153,11 @@ __global__ void __launch_bounds__(kThreads)
     mean = static_cast<double>(x[c * p.inner]) + shift;
     variance = (squares < 0 ? 0 : squares) / n;
     if (v.running_mean)
-      v.running_mean[c] =
-          static_cast<T>((1 - v.momentum) * v.running_mean[c] + v.momentum * mean);
+      v.running_mean[c] = static_cast<T>((1 - v.momentum) * v.running_mean[c] + v.momentum * mean);
     if (v.running_var) {
       const double unbiased = n > 1 ? variance * n / (n - 1) : variance;
-      v.running_var[c] = static_cast<T>((1 - v.momentum) * v.running_var[c] + v.momentum * unbiased);
+      v.running_var[c] =
+          static_cast<T>((1 - v.momentum) * v.running_var[c] + v.momentum * unbiased);
     }
   } else {
     mean = v.running_mean[c];
@@ -289,7 +289,9 @@ __global__ void __launch_bounds__(kThreads) normalize_rows(Rows a, RowArrays<T> 
   g.each(a.count, [&](int64_t e) {
     const int64_t at = a.offset(g.row, e), c = a.channel(g.row, e);
     const T z = (v.x[at] - m) * s;
-    v.y[at] = v.weight ? fma(z, v.weight[c], v.bias ? v.bias[c] : T(0)) : v.bias ? z + v.bias[c] : z;
+    v.y[at] = v.weight ? fma(z, v.weight[c], v.bias ? v.bias[c] : T(0))
+              : v.bias ? z + v.bias[c]
+                       : z;
   });
 }
 
@@ -324,7 +326,7 @@ __global__ void __launch_bounds__(kThreads) rows_backward(Rows a, RowGradients<T
 
 // Sums of grad (x - mean) invstd and of grad over parts of the rows, for every column of layer norm.
 template <class T>
-__global__ void __launch_bounds__(kTile * kTileRows)
+__global__ void __launch_bounds__(kTile* kTileRows)
     column_gradients(Rows a, RowGradients<T> v, int64_t part, Sums* sums) {
   Shared shared;
   Sums* tile = shared.take<Sums>(kTile * kTileRows);
@@ -392,8 +394,7 @@ void parameter_gradients(const char* name, const Rows& a, const RowGradients<T>&
   const int64_t channels = a.groups * a.size, examples = a.rows / (a.groups ? a.groups : 1);
   const int64_t least = a.groups == 1 && a.inner == 1 ? 64 : 1, few = divide_up(examples, 64);
   const int64_t part = few > least ? few : least, parts = examples ? divide_up(examples, part) : 1;
-  Sums* sums =
-      static_cast<Sums*>(workspace(parts * channels * static_cast<int64_t>(sizeof(Sums))));
+  Sums* sums = static_cast<Sums*>(workspace(parts * channels * static_cast<int64_t>(sizeof(Sums))));
   if (a.groups == 1 && a.inner == 1)
     launch(name, column_gradients<T>,
            dim3(blocks_for(channels, kTile), static_cast<unsigned>(parts)), dim3(kTile, kTileRows),
@@ -420,8 +421,8 @@ void run_rows(const char* name, const Rows& a, const RowArrays<T>& v) {
 template <bool kMean, class T>
 void run_backward(const char* name, const Rows& a, const RowGradients<T>& v, T* gweight, T* gbias) {
   if (v.gx && a.count <= kWarpUpTo)
-    launch(name, rows_backward<32, kMean, T>, blocks_for(a.rows, kThreads / 32), kThreads, kSpace, a,
-           v);
+    launch(name, rows_backward<32, kMean, T>, blocks_for(a.rows, kThreads / 32), kThreads, kSpace,
+           a, v);
   else if (v.gx)
     launch(name, rows_backward<kThreads, kMean, T>, blocks_for(a.rows, 1), kThreads, kSpace, a, v);
   parameter_gradients(name, a, v, gweight, gbias);
@@ -440,9 +441,15 @@ bool batch_norm(In x, OptIn weight, OptIn bias, OptOut running_mean, OptOut runn
   with_real("batch_norm", x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T *from = data<T>(x), *none = nullptr;
-    const Statistics<T> v{data<T>(weight), data<T>(bias),   data<T>(running_mean),
-                          data<T>(running_var), data<T>(mean), data<T>(invstd),
-                          training,        momentum,        eps};
+    const Statistics<T> v{data<T>(weight),
+                          data<T>(bias),
+                          data<T>(running_mean),
+                          data<T>(running_var),
+                          data<T>(mean),
+                          data<T>(invstd),
+                          training,
+                          momentum,
+                          eps};
     const Sums* sums = training ? channel_sums(p, from, none, none) : nullptr;
     Map<T>* maps = new_maps<T>(p);
     launch("batch_norm", finish_statistics<T>, blocks_for(p.channels, kThreads), kThreads, 0, p, v,
@@ -473,8 +480,9 @@ void layer_norm(In x, OptIn weight, OptIn bias, Out y, OptOut mean, Out invstd, 
   const Rows a{rows, n, 1, n, 1, false};
   with_real("layer_norm", x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const RowArrays<T> v{data<T>(x), data<T>(weight), data<T>(bias),  data<T>(y),
-                         data<T>(mean), data<T>(invstd), eps};
+    const RowArrays<T> v{data<T>(x), data<T>(weight), data<T>(bias),
+                         data<T>(y), data<T>(mean),   data<T>(invstd),
+                         eps};
     mean.data ? run_rows<true>("layer_norm", a, v) : run_rows<false>("rms_norm", a, v);
   });
 }
@@ -498,8 +506,9 @@ bool group_norm(In x, OptIn weight, OptIn bias, Out y, Out mean, Out invstd, int
   const Rows a = group_rows(examples, groups, size, inner, channels_last);
   with_real("group_norm", x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const RowArrays<T> v{data<T>(x), data<T>(weight), data<T>(bias),  data<T>(y),
-                         data<T>(mean), data<T>(invstd), eps};
+    const RowArrays<T> v{data<T>(x), data<T>(weight), data<T>(bias),
+                         data<T>(y), data<T>(mean),   data<T>(invstd),
+                         eps};
     run_rows<true>("group_norm", a, v);
   });
   return true;

@@ -14,8 +14,8 @@ namespace {
 #define FORMULA DEVICE
 #include "../optim_rules.h"
 
-constexpr int kMostTensors = 48;    // keeps the parameters of a launch below 4 KB
-constexpr int64_t kChunk = 8192;    // elements per block
+constexpr int kMostTensors = 48;  // keeps the parameters of a launch below 4 KB
+constexpr int64_t kChunk = 8192;  // elements per block
 
 struct Tensors {
   int count;
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kThreads) chunk_sums(Tensors t, double* partia
 }
 
 // One block: the sum of all partial sums, each thread's in order.
-__global__ void __launch_bounds__(kThreads) add_chunks(const double* partial, int64_t n,
-                                                       double* total) {
+__global__ void __launch_bounds__(kThreads)
+    add_chunks(const double* partial, int64_t n, double* total) {
   Shared shared;
   double* space = shared.take<double>(kThreads / 32);
   double sum = 0;
@@ -142,7 +142,8 @@ void step(const char* name, const Views (&lists)[kStreams], const Options& o) {
   });
   const Rule<double> twice(o);
   for_each_launch(lists, DType::kFloat64, [&](const Tensors& t, int64_t chunks) {
-    launch(name, update<double, Rule<double>>, static_cast<unsigned>(chunks), kThreads, 0, t, twice);
+    launch(name, update<double, Rule<double>>, static_cast<unsigned>(chunks), kThreads, 0, t,
+           twice);
   });
 }
 
@@ -202,7 +203,8 @@ bool sum_squares(Views tensors, Out total) {
   double* next = partial;
   constexpr size_t kSpace = kThreads / 32 * sizeof(double);
   for_each_launch(lists, DType::kFloat32, [&](const Tensors& t, int64_t n) {
-    launch("clip_grad_norm_", chunk_sums<float>, static_cast<unsigned>(n), kThreads, kSpace, t, next);
+    launch("clip_grad_norm_", chunk_sums<float>, static_cast<unsigned>(n), kThreads, kSpace, t,
+           next);
     next += n;
   });
   for_each_launch(lists, DType::kFloat64, [&](const Tensors& t, int64_t n) {

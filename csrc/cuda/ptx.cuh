@@ -244,8 +244,7 @@ inline void multiply_tiles(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, u
       for (int k = 0; k < kDepth; ++k)
         for (int j = 0; j < 8; ++j) sum[i][j] += a[i][k] * b[k][j];
     for (int l = 0; l < 32; ++l)
-      for (int i = 0; i < 4; ++i)
-        lanes[l]->d[i] += sum[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
+      for (int i = 0; i < 4; ++i) lanes[l]->d[i] += sum[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
   });
 }
 template <class T>
@@ -254,7 +253,8 @@ inline void multiply_16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint
                      [](const uint32_t* a, const uint32_t* b, int g, int t, float (&left)[16][16],
                         float (&right)[16][8]) {
                        for (int i = 0; i < 4; ++i)
-                         unpack(a[i], static_cast<T*>(nullptr), &left[g + i % 2 * 8][t * 2 + i / 2 * 8]);
+                         unpack(a[i], static_cast<T*>(nullptr),
+                                &left[g + i % 2 * 8][t * 2 + i / 2 * 8]);
                        for (int i = 0; i < 2; ++i) {
                          float pair[2];
                          unpack(b[i], static_cast<T*>(nullptr), pair);
@@ -280,7 +280,8 @@ inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
   multiply_tiles<8>(d, a, b0, b1,
                     [](const uint32_t* a, const uint32_t* b, int g, int t, float (&left)[16][8],
                        float (&right)[8][8]) {
-                      for (int i = 0; i < 4; ++i) left[g + i % 2 * 8][t + i / 2 * 4] = tf32_of(a[i]);
+                      for (int i = 0; i < 4; ++i)
+                        left[g + i % 2 * 8][t + i / 2 * 4] = tf32_of(a[i]);
                       for (int i = 0; i < 2; ++i) right[t + i * 4][g] = tf32_of(b[i]);
                     });
 }

@@ -112,8 +112,8 @@ struct Bernoulli {
 
 // A thread per Philox block: its words serve elements 16 apart.
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads) generate(int64_t n, Stream stream, Place place, T* y,
-                                                     F f) {
+__global__ void __launch_bounds__(kThreads)
+    generate(int64_t n, Stream stream, Place place, T* y, F f) {
   constexpr int kCount = 4 * sizeof(float) / sizeof(T);
   for (int64_t block = thread_number(); block / kBlocks * kBlocks * kCount < n;
        block += thread_count()) {
@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(kThreads) generate(int64_t n, Stream stream, P
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     bernoulli(int64_t n, Stream stream, Place place, T* y, Bernoulli<T> b) {
-  for (int64_t block = thread_number(); block / kBlocks * kBlocks * 4 < n; block += thread_count()) {
+  for (int64_t block = thread_number(); block / kBlocks * kBlocks * 4 < n;
+       block += thread_count()) {
     const Philox4 words = philox(stream.seed, block, stream.offset);
     const int64_t first = block / kBlocks * kBlocks * 4 + block % kBlocks;
 #pragma unroll
@@ -158,8 +159,8 @@ void uniform(const View& y, Stream stream, double low, double high) {
                      just_below(static_cast<T>(high), static_cast<T>(low))};
   const int64_t n = numel(y);
   if (n > 0)
-    launch("uniform", generate<T, Uniform<T>>, blocks_of(n, 4 * sizeof(float) / sizeof(T)), kThreads,
-           0, n, stream, place_of(y), data<T>(y), f);
+    launch("uniform", generate<T, Uniform<T>>, blocks_of(n, 4 * sizeof(float) / sizeof(T)),
+           kThreads, 0, n, stream, place_of(y), data<T>(y), f);
 }
 
 template <class T>
@@ -167,8 +168,8 @@ void normal(const View& y, Stream stream, double mean, double std) {
   const Normal<T> f{static_cast<T>(mean), static_cast<T>(std)};
   const int64_t n = numel(y);
   if (n > 0)
-    launch("normal", generate<T, Normal<T>>, blocks_of(n, 4 * sizeof(float) / sizeof(T)), kThreads, 0,
-           n, stream, place_of(y), data<T>(y), f);
+    launch("normal", generate<T, Normal<T>>, blocks_of(n, 4 * sizeof(float) / sizeof(T)), kThreads,
+           0, n, stream, place_of(y), data<T>(y), f);
 }
 
 // ---- dropout ----
@@ -179,7 +180,7 @@ void normal(const View& y, Stream stream, double mean, double std) {
 struct Dropout {
   Stream stream;
   uint32_t limit;  // halves below are dropped
-  uint32_t rest;   // share of those that equal the limit
+  uint32_t rest;  // share of those that equal the limit
   double scale;
 
   Dropout(double p, int64_t seed, int64_t offset)

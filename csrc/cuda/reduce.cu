@@ -142,7 +142,9 @@ struct Extreme {
   static DEVICE void add(double& best, T x, const T*) {
     best = merge(best, widen(x));
   }
-  static DEVICE double merge(double a, double b) { return kLargest ? max_nan(a, b) : min_nan(a, b); }
+  static DEVICE double merge(double a, double b) {
+    return kLargest ? max_nan(a, b) : min_nan(a, b);
+  }
   template <class T>
   static DEVICE void store(double best, const T*, double, int64_t, T* y, T*) {
     *y = narrow<T>(static_cast<Wide<T>>(best));
@@ -201,7 +203,8 @@ template <int kLanes, class P, class T>
 __global__ void __launch_bounds__(kThreads)
     reduce_rows(Plan p, const T* x, T* y, T* z, typename P::Partial* partials, double scale) {
   using Partial = typename P::Partial;
-  const int64_t unit = static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
+  const int64_t unit =
+      static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
   const int64_t output = unit / p.chunks, chunk = unit % p.chunks;
   const bool valid = output < p.outputs;
   const int64_t begin = chunk * p.chunk, stop = begin + p.chunk;
@@ -211,7 +214,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = begin + threadIdx.x % kLanes; i < end; i += kLanes)
     P::add(all, row[reduced_offset(p, i)], row);
 #pragma unroll
-  for (int d = (kLanes < 32 ? kLanes : 32) / 2; d > 0; d /= 2) all = P::merge(all, exchange(all, d));
+  for (int d = (kLanes < 32 ? kLanes : 32) / 2; d > 0; d /= 2)
+    all = P::merge(all, exchange(all, d));
   if (kLanes > 32) {
     Shared shared;
     Partial* warps = shared.take<Partial>(kThreads / 32);
@@ -229,7 +233,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A tile of neighbouring results per block; its rows of threads share the elements behind them.
 template <class P, class T>
-__global__ void __launch_bounds__(kTile * kTileRows)
+__global__ void __launch_bounds__(kTile* kTileRows)
     reduce_columns(Plan p, const T* x, T* y, T* z, typename P::Partial* partials, double scale) {
   using Partial = typename P::Partial;
   Shared shared;
@@ -287,7 +291,8 @@ void reduce(const char* name, const View& vx, const View& vy, const View* vz, do
   if (columns)
     launch(name, reduce_columns<P, T>,
            dim3(blocks_for(p.outputs, kTile), static_cast<unsigned>(p.chunks)),
-           dim3(kTile, kTileRows), kTile * kTileRows * sizeof(Partial), p, x, y, z, partials, scale);
+           dim3(kTile, kTileRows), kTile * kTileRows * sizeof(Partial), p, x, y, z, partials,
+           scale);
   else if (by_block)
     launch_rows<kThreads, P>(name, p, x, y, z, partials, scale);
   else

@@ -285,7 +285,11 @@ constexpr size_t kSpace = kThreads / 32 * sizeof(double);
 template <class T>
 Targets<T> make_targets(const View& labels, const View& weight, const Layout& a, int64_t ignored,
                         double smoothing) {
-  Targets<T> t{data<int64_t>(labels), data<T>(weight), nullptr, a.n, ignored,
+  Targets<T> t{data<int64_t>(labels),
+               data<T>(weight),
+               nullptr,
+               a.n,
+               ignored,
                static_cast<T>(1 - smoothing),
                static_cast<T>(a.n ? smoothing / static_cast<double>(a.n) : 0)};
   if (weight.data) {
@@ -342,8 +346,8 @@ void softmax_backward(In grad, In y, Out gx, int64_t outer, int64_t n, int64_t i
   with_real("softmax", y.dtype, [&](auto zero) {
     using T = decltype(zero);
     with_lanes(a, [&](auto lanes) {
-      launch("softmax", softmax_backward_kernel<lanes(), T>, blocks_of<lanes()>(a), kThreads, kSpace,
-             a, static_cast<const T*>(data<T>(grad)), static_cast<const T*>(data<T>(y)),
+      launch("softmax", softmax_backward_kernel<lanes(), T>, blocks_of<lanes()>(a), kThreads,
+             kSpace, a, static_cast<const T*>(data<T>(grad)), static_cast<const T*>(data<T>(y)),
              data<T>(gx), logarithm);
     });
   });

@@ -27,10 +27,10 @@ class Cuda:
     emulated = False
 
     def __init__(self) -> None:
-        self.xp = importlib.import_module("cupy")
+        self.xp: Any = importlib.import_module("cupy")
         self.kernels = importlib.import_module("grebe._cuda")
         self.xp.cuda.runtime.getDeviceCount()  # raises without a driver
-        self.array: type = self.xp.ndarray
+        self.array: Any = self.xp.ndarray
         self.kernels.set_device(self._empty, lambda: self.xp.cuda.get_current_stream().ptr)
 
     def _empty(self, shape: tuple[int, ...], dtype: Any, strides: Any = None) -> Any:
@@ -60,7 +60,8 @@ class EmulatedCuda(Cuda):
         self.kernels.set_device(emulated.empty, None)
 
     def to_device(self, array: Array) -> Any:
-        return self.array(array.copy(order="K"))
+        make: Any = self.array
+        return make(array.copy(order="K"))
 
     def to_host(self, array: Any) -> Array:
         host: Array = array.get()
@@ -83,6 +84,12 @@ def load_cuda(kind: type[Cuda] = Cuda) -> str:
     return _no_cuda
 
 
+def unload_cuda() -> None:
+    """Forgets the GPU, so that the next use looks for it again."""
+    global _cuda, _no_cuda
+    _cuda, _no_cuda = None, ""
+
+
 def cuda() -> Cuda:
     """The GPU; RuntimeError if there is none."""
     if missing := load_cuda():
@@ -94,6 +101,16 @@ def cuda() -> Cuda:
 def is_on_cuda(array: Any) -> bool:
     """Is `array` memory of the GPU?"""
     return _cuda is not None and isinstance(array, _cuda.array)
+
+
+def is_array(value: Any) -> bool:
+    """Is `value` an array of either device?"""
+    return isinstance(value, np.ndarray) or is_on_cuda(value)
+
+
+def is_plain(array: Array) -> bool:
+    """Aligned and of the machine's byte order? Arrays of the GPU always are."""
+    return is_on_cuda(array) or bool(array.flags.aligned and array.dtype.isnative)
 
 
 def place(array: Array, device: str) -> Array:
@@ -144,7 +161,8 @@ def like(array: Array, other: Array) -> Array:
 def expand(array: Array, shape: tuple[int, ...]) -> Array:
     """A view that repeats dimensions of size 1; new ones in front."""
     if isinstance(array, np.ndarray):
-        return _cpu.expand(array, shape)
+        view: Array = kernels(array).expand(array, shape)
+        return view
     return np.broadcast_to(array, shape)
 
 

@@ -22,11 +22,15 @@ def is_available() -> bool:
     return not backend.load_cuda()
 
 
-def emulate() -> None:
+def emulate(on: bool = True) -> None:
     """Makes "cuda" an emulated GPU: the CUDA kernels run on the CPU, thread by thread. For tests.
 
-    Raises RuntimeError if this build has no emulator (CMake's option GREBE_EMULATOR).
+    on: False goes back to the real one, or none. Raises RuntimeError if this build has no emulator
+    (CMake's option GREBE_EMULATOR).
     """
+    if not on:
+        backend.unload_cuda()
+        return
     if missing := backend.load_cuda(backend.EmulatedCuda):
         raise RuntimeError(f"cuda.emulate: this build has no emulator ({missing})")
 

@@ -83,7 +83,7 @@ class EmulatedArray(NDArrayOperatorsMixin):
         found = self._host[_unwrap(index)]
         if isinstance(found, np.generic):  # CuPy gives 0-d views where NumPy gives numbers
             parts = index if isinstance(index, tuple) else (index,)
-            found = self._host[(*_unwrap(parts), ...)]
+            found = self._host[_unwrap(parts) + (...,)]
         return EmulatedArray(found)
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -82,8 +82,9 @@ _CPU, _CUDA = device("cpu"), device("cuda", 0)
 
 
 def check_device(name: str, where: Any) -> str:
-    """"cpu" or "cuda": the kind of the device `where` (None: the CPU); RuntimeError unless it can be
-    used here.
+    """The kind of the device `where` (None: the CPU), "cpu" or "cuda".
+
+    Raises RuntimeError unless it can be used here.
     """
     if where is None or where is _CPU:
         return "cpu"

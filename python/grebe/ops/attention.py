@@ -15,7 +15,7 @@ import numpy as np
 from .. import autograd
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import low_precision
-from ..backend import Array, contiguous, empty, kernels
+from ..backend import Array, contiguous, empty, is_plain, kernels
 from ..tensor import Tensor, expect_tensor
 from .dropout import check_p, dropout_mask
 from .matmul import matmul
@@ -85,7 +85,7 @@ def dense_rows(array: Array) -> Array:
     """`array`, or a copy if its last dimension is not dense."""
     dense = array.shape[-1] <= 1 or array.strides[-1] == array.itemsize
     odd = any(s % array.itemsize for s in array.strides)
-    if dense and not odd and array.flags.aligned and array.dtype.isnative:
+    if dense and not odd and is_plain(array):
         return array
     return contiguous(array.copy() if odd else array)
 

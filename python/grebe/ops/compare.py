@@ -7,9 +7,19 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, record, wrap
+from ..backend import as_storage
 from ..dtypes import is_floating, result_dtype
 from ..tensor import Tensor, expect_tensor, method
-from .elementwise import cast, check_broadcast, named, operand, scalar_like, unbroadcast
+from .elementwise import (
+    as_array,
+    cast,
+    check_broadcast,
+    named,
+    one_device,
+    operand,
+    scalar_like,
+    unbroadcast,
+)
 
 __all__ = [
     "allclose",
@@ -41,9 +51,9 @@ __all__ = [
 
 def _define_comparison(name: str, ufunc: Any, doc: str) -> Any:
     def function(input: Any, other: Any) -> Tensor:
-        a, b = operand(name, "input", input), operand(name, "other", other)
+        a, b = one_device(name, [operand(name, "input", input), operand(name, "other", other)])
         try:
-            return wrap(np.asarray(ufunc(a, b)))
+            return wrap(as_storage(ufunc(a, b)))
         except ValueError:
             check_broadcast(name, a, b)
             raise
@@ -64,11 +74,11 @@ logical_xor: Any = _define_comparison("logical_xor", np.logical_xor, "Just one i
 
 def _define_bitwise(name: str, ufunc: Any, doc: str) -> Any:
     def function(input: Any, other: Any) -> Tensor:
-        a, b = operand(name, "input", input), operand(name, "other", other)
+        a, b = one_device(name, [operand(name, "input", input), operand(name, "other", other)])
         check_broadcast(name, a, b)
         if is_floating(result_dtype(a, b)):
             raise RuntimeError(f"{name}: expected integers or bools, got {result_dtype(a, b)}")
-        return wrap(np.asarray(ufunc(a, b)))
+        return wrap(as_storage(ufunc(a, b)))
 
     return named(name, f"{doc} of integers or bools, elementwise.", function)
 
@@ -80,7 +90,7 @@ bitwise_xor: Any = _define_bitwise("bitwise_xor", np.bitwise_xor, "Bitwise exclu
 
 def _define_test(name: str, ufunc: Any, doc: str) -> Any:
     def function(input: Tensor) -> Tensor:
-        return wrap(np.asarray(ufunc(expect_tensor(name, "input", input))))
+        return wrap(as_storage(ufunc(expect_tensor(name, "input", input))))
 
     return named(name, f"{doc}, elementwise.", function)
 
@@ -97,7 +107,7 @@ def bitwise_not(input: Tensor) -> Tensor:
     x = expect_tensor("bitwise_not", "input", input)
     if is_floating(x.dtype):
         raise RuntimeError(f"bitwise_not: expected integers or bools, got {x.dtype}")
-    return wrap(np.asarray(np.invert(x)))
+    return wrap(as_storage(np.invert(x)))
 
 
 @method
@@ -107,7 +117,7 @@ def isclose(
     """|input - other| <= atol + rtol |other|, elementwise."""
     a, b = expect_tensor("isclose", "input", input), expect_tensor("isclose", "other", other)
     check_broadcast("isclose", a, b)
-    return wrap(np.asarray(np.isclose(a, b, rtol, atol, equal_nan)))
+    return wrap(as_storage(np.isclose(a, b, rtol, atol, equal_nan)))
 
 
 @method
@@ -150,6 +160,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     check_broadcast("where", c, a, b)
     dtype = result_dtype(a, b)
     input, other = cast(input, dtype), cast(other, dtype)
-    a, b = (np.asarray(operand("where", "input", v), dtype) for v in (input, other))
-    y = np.asarray(np.where(c.astype(bool, copy=False), a, b))
+    a, b = (operand("where", "input", v) for v in (input, other))
+    _, a, b = (as_array(v, c, dtype) for v in one_device("where", [c, a, b]))
+    y = as_storage(np.where(c.astype(bool, copy=False), a, b))
     return record(Where, y, (condition, input, other), (condition, a.shape, b.shape))

@@ -103,7 +103,9 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """`data` as a tensor, sharing memory and history where possible."""
     where = check_device("as_tensor", device)
     if isinstance(data, Tensor):
-        return data.to(data.device if device is None else where, data.dtype if dtype is None else dtype)
+        return data.to(
+            data.device if device is None else where, data.dtype if dtype is None else dtype
+        )
     return finish(_from_data("as_tensor", data, dtype, copy=False), False, where)
 
 
@@ -309,7 +311,9 @@ def linspace(
     if operator.index(steps) < 0:
         raise RuntimeError(f"linspace: steps must not be negative, got {steps}")
     wanted = as_dtype("linspace", dtype or get_default_dtype())
-    return finish(np.linspace(start, end, operator.index(steps)).astype(wanted), requires_grad, where)
+    return finish(
+        np.linspace(start, end, operator.index(steps)).astype(wanted), requires_grad, where
+    )
 
 
 def logspace(

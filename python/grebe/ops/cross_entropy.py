@@ -68,8 +68,8 @@ def _check_labels(
     position = int(info[1])
     if position >= 0:
         raise IndexError(
-            f"{name}: Target {on_host(labels).flat[position]} is out of bounds: expected 0 <= target < "
-            f"{classes} or ignore_index {ignore_index}, at position "
+            f"{name}: Target {on_host(labels).flat[position]} is out of bounds: expected 0 <= "
+            f"target < {classes} or ignore_index {ignore_index}, at position "
             f"{[int(i) + first for i in np.unravel_index(position, labels.shape)]}"
         )
 
@@ -288,7 +288,9 @@ class _Head(NamedTuple):
                 logits, labels, self.weight, stats, losses[part], info, *sizes, self.ignored,
                 self.smoothing, 0,
             )  # fmt: skip
-            _check_labels("linear_cross_entropy", on_host(info), labels, classes, self.ignored, first)
+            _check_labels(
+                "linear_cross_entropy", on_host(info), labels, classes, self.ignored, first
+            )
             if grad is None:
                 continue
             slope, beta = slope_buffer[:n], float(first > 0)

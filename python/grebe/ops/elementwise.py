@@ -115,6 +115,13 @@ def one_device(name: str, operands: list[Any]) -> list[Any]:
     return found
 
 
+def as_array(value: Any, beside: Array, dtype: Any) -> Array:
+    """A Python number as a 0-d array of `dtype` where `beside` is; an array as it is."""
+    if isinstance(value, Number):
+        return like_array(np.asarray(value, dtype), beside)
+    return value
+
+
 def run_kernel(name: str, operands: list[Any], params: tuple[float, ...], dtype: Any) -> Array:
     """Casts the operands to the floating `dtype` and runs the kernel, on the CPU 16-bit ones in
     float32.
@@ -173,7 +180,7 @@ def backward_kernel(name: str, grad: Tensor, saved: Tensor, *params: float) -> T
     return wrap(y)
 
 
-def scalar_like(tensor: Tensor, value: Any, dtype: Any = None) -> Tensor:
+def scalar_like(tensor: TensorBase, value: Any, dtype: Any = None) -> Tensor:
     """A 0-d tensor on the device of `tensor`."""
     return wrap(like_array(np.asarray(value, dtype or tensor.array.dtype), tensor.array))
 

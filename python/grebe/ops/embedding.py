@@ -15,7 +15,6 @@ from ..autograd import no_grad
 from ..backend import Array, contiguous, empty, kernels, like, on_host, xp
 from ..tensor import Tensor, expect_tensor
 from .compare import where
-from .creation import arange
 from .elementwise import mul
 from .indexing import _take
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, TensorBase, bump, grad_enabled, record, wrap
-from ..backend import Array
+from ..backend import Array, as_storage, is_array, xp
 from ..backend import empty as empty_array
 from ..tensor import Tensor, assign, check_writable, expect_tensor, method, snapshot
 from .compare import where
@@ -46,7 +46,7 @@ def _item(index: Any) -> Any:
         index = [i.array if isinstance(i, TensorBase) else i for i in index]
         index = np.asarray(index) if len(index) else np.zeros(0, np.int64)
     array = index.array if isinstance(index, TensorBase) else index
-    if isinstance(array, np.ndarray):
+    if is_array(array):
         if array.dtype.kind == "b":
             return array
         if array.dtype.kind in "iu":
@@ -67,13 +67,13 @@ def _normal(index: Any) -> tuple[tuple[Any, ...], bool]:
     ):
         index = tuple(index)
     parts = tuple(_item(i) for i in index) if isinstance(index, tuple) else (_item(index),)
-    basic = not any(isinstance(p, (np.ndarray, bool, np.bool_)) for p in parts)
+    basic = not any(isinstance(p, (bool, np.bool_)) or is_array(p) for p in parts)
     return parts, basic
 
 
 def _shape_error(index: tuple[Any, ...], shape: tuple[int, ...], error: Exception) -> IndexError:
     def show(part: Any) -> str:
-        if isinstance(part, np.ndarray):
+        if is_array(part):
             return f"{part.dtype}{list(part.shape)}"
         return "..." if part is Ellipsis else str(part)
 
@@ -104,10 +104,10 @@ class IndexSum(Node):
 def _take(input: Tensor, index: tuple[Any, ...]) -> Tensor:
     x = input.array
     try:
-        if len(index) == 1 and isinstance(index[0], np.ndarray) and index[0].dtype.kind != "b":
+        if len(index) == 1 and is_array(index[0]) and index[0].dtype.kind != "b":
             y = np.take(x, index[0], axis=0)
         else:
-            y = np.asarray(x[index])
+            y = as_storage(x[index])
     except IndexError as error:
         raise _shape_error(index, x.shape, error) from None
     return record(Index, y, (input,), (index, x.shape))
@@ -127,7 +127,7 @@ def _add_at(target: Array, index: tuple[Any, ...], values: Array) -> None:
     and is many times slower on wide rows.
     """
     rows, dim = index[-1], len(index) - 1
-    only_rows = isinstance(rows, np.ndarray) and rows.dtype.kind in "iu"
+    only_rows = is_array(rows) and rows.dtype.kind in "iu"
     along = all(isinstance(part, slice) and part == slice(None) for part in index[:-1])
     if dim and along and only_rows and rows.ndim == 1:
         _add_at(np.moveaxis(target, dim, 0), (rows,), np.moveaxis(values, dim, 0))
@@ -166,7 +166,7 @@ class SetIndex(Node):
         to_x, to_value = self.edges
         kept = None
         if to_x is not None:
-            kept = _set(grad, index, wrap(np.zeros((), grad.array.dtype)))
+            kept = _set(grad, index, wrap(xp(grad.array).zeros((), grad.array.dtype)))
         value = None
         if to_value is not None:
             value = unbroadcast(_take(grad, index), shape)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, TensorBase, record, wrap
+from ..backend import as_storage
 from ..dtypes import get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, expect_tensor, method
 from .compare import eq, where
@@ -87,7 +88,7 @@ def _define_rare(name: str, ufunc: Any, doc: str, derivative: Callable[[Tensor],
             input = input.to(get_default_dtype())
             x = input.array
         with np.errstate(all="ignore"):
-            y = np.asarray(ufunc(x), dtype=x.dtype)
+            y = as_storage(ufunc(x)).astype(x.dtype, copy=False)
         return record(Derived, y, (input,), (input, derivative))
 
     return named(name, f"{doc}, elementwise.", function)
@@ -144,7 +145,7 @@ def nan_to_num(
 ) -> Tensor:
     """NaN and infinities replaced by `nan`, `posinf`, `neginf` (default: the largest numbers)."""
     x = expect_tensor("nan_to_num", "input", input)
-    y = np.asarray(np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf))
+    y = as_storage(np.nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf))
     if not input._requires_grad:
         return wrap(y)
     return where(wrap(np.isfinite(x)), input, wrap(y))
@@ -192,15 +193,18 @@ def pow(input: Any, exponent: Any) -> Tensor:
     check_broadcast("pow", a, b)
     dtype = result_dtype(a, b)
     if not is_floating(dtype):
-        if np.any(np.asarray(b) < 0):
+        if np.any(b < 0):
             raise RuntimeError("pow: integers to negative integer powers are not allowed")
-        return wrap(np.asarray(np.power(a, b, dtype=dtype)))
+        return wrap(as_storage(np.power(a, b, dtype=dtype)))
+    beside = input if isinstance(input, TensorBase) else exponent
+    if not isinstance(beside, TensorBase):  # NumPy arrays
+        beside = wrap(np.asarray(beside))
     base, power = (
-        cast(v, dtype) if isinstance(v, TensorBase) else wrap(np.asarray(v, dtype))
+        cast(v, dtype) if isinstance(v, TensorBase) else scalar_like(beside, v, dtype)
         for v in (input, exponent)
     )
     with np.errstate(all="ignore"):
-        y = np.asarray(np.power(base.array, power.array), dtype=dtype)
+        y = as_storage(np.power(base.array, power.array)).astype(dtype, copy=False)
     return record(Pow, y, (base, power), (base, power))
 
 
@@ -216,12 +220,12 @@ def _pow_number(input: Tensor, exponent: float) -> Tensor:
             return _pow_number(input.to(get_default_dtype()), exponent)
         if exponent < 0:
             raise RuntimeError("pow: integers to negative integer powers are not allowed")
-        return wrap(np.asarray(np.power(x, exponent)))
+        return wrap(as_storage(np.power(x, exponent)))
     special = _POWERS.get(exponent)
     if special is not None:
         return special(input)
     with np.errstate(all="ignore"):
-        y = np.asarray(np.power(x, x.dtype.type(exponent)))
+        y = as_storage(np.power(x, x.dtype.type(exponent)))
     return record(PowNumber, y, (input,), (input, exponent))
 
 
@@ -248,7 +252,7 @@ def atan2(input: Tensor, other: Tensor) -> Tensor:
     dtype = result_dtype(a, b)
     dtype = dtype if is_floating(dtype) else get_default_dtype()
     input, other = cast(input, dtype), cast(other, dtype)
-    y = np.asarray(np.arctan2(input.array, other.array))
+    y = as_storage(np.arctan2(input.array, other.array))
     return record(Atan2, y, (input, other), (input, other))
 
 
@@ -305,4 +309,4 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
     a = expect_tensor("heaviside", "input", input)
     b = expect_tensor("heaviside", "values", values)
     check_broadcast("heaviside", a, b)
-    return wrap(np.asarray(np.heaviside(a, b)))
+    return wrap(as_storage(np.heaviside(a, b)))

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..amp import full_precision
 from ..backend import Array, as_storage, kernels, readable, xp

@@ -20,7 +20,7 @@ from ..backend import contiguous as contiguous_array
 from ..backend import copy as copy_array
 from ..backend import empty as empty_array
 from ..backend import expand as expand_array
-from ..backend import is_on_cuda, kernels, on_host, place, xp
+from ..backend import is_on_cuda, on_host, place, xp
 from ..dtypes import as_dtype, is_floating, promote_types
 from ..tensor import (
     Size,
@@ -543,7 +543,8 @@ class Split(Node):
         dim, shapes, dtype = self.saved
         lib = _library(grads)
         parts = [
-            wrap(lib.zeros(s, dtype)) if g is None else g for g, s in zip(grads, shapes, strict=True)
+            wrap(lib.zeros(s, dtype)) if g is None else g
+            for g, s in zip(grads, shapes, strict=True)
         ]
         return cat(parts, dim)
 

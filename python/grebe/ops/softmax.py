@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
-from ..backend import Array, contiguous, kernels
+from ..backend import Array, contiguous, is_plain, kernels
 from ..dtypes import get_default_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
 
@@ -38,10 +38,7 @@ def check_dim(name: str, dim: int, ndim: int) -> int:
 
 def is_innermost(x: Array, dim: int) -> bool:
     """Is `x`, though not C-contiguous, dense with `dim` running fastest, as channels-last is?"""
-    flags = x.flags
-    if flags.c_contiguous or (
-        isinstance(x, np.ndarray) and not (flags.aligned and x.dtype.isnative)
-    ):
+    if x.flags.c_contiguous or not is_plain(x):
         return False
     return bool(np.moveaxis(x, dim, -1).flags.c_contiguous)
 
@@ -63,7 +60,7 @@ def empty_like(x: Array) -> Array:
 
 def in_layout_of(x: Array, array: Array) -> Array:
     """`array` with the strides of the dense array `x` of equal shape: itself, or a copy."""
-    if array.strides == x.strides and (not isinstance(array, np.ndarray) or array.flags.aligned):
+    if array.strides == x.strides and is_plain(array):
         return array
     copy = empty_like(x)
     copy[...] = array

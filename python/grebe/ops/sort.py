@@ -15,11 +15,11 @@ import numpy as np
 
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..backend import Array, contiguous, empty, kernels
+from ..backend import Array, contiguous, empty, kernels, xp
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
 from .compare import logical_xor, where
-from .elementwise import add, exp, mul, sub
+from .elementwise import add, exp, mul, scalar_like, sub
 from .indexing import gather
 from .shape import cat, dimension, flip, narrow, reshape, unsqueeze
 
@@ -47,7 +47,7 @@ class Pick(Node):
 
     def backward(self, grad: Tensor) -> Any:
         index, dim, shape = self.saved
-        y = np.zeros(shape, grad.array.dtype)
+        y = xp(grad.array).zeros(shape, grad.array.dtype)
         np.put_along_axis(y, index, grad.array, dim)
         return record(Place, y, (grad,), (index, dim))
 
@@ -80,7 +80,7 @@ def _selected(input: Tensor, index: Array, dim: int, keepdim: bool) -> Selected:
 
 
 def _of_scalar(input: Tensor) -> Selected:
-    return Selected(input.clone(), wrap(np.zeros((), np.int64)))
+    return Selected(input.clone(), wrap(xp(input.array).zeros((), np.int64)))
 
 
 def _keys(x: Array) -> Array:
@@ -89,7 +89,7 @@ def _keys(x: Array) -> Array:
 
 
 def _is_nan(x: Array) -> Array:
-    return np.isnan(x) if is_floating(x.dtype) else np.zeros(x.shape, np.bool_)
+    return np.isnan(x) if is_floating(x.dtype) else xp(x).zeros(x.shape, np.bool_)
 
 
 # ---- sorting ----
@@ -125,7 +125,7 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     x = expect_tensor("argsort", "input", input)
     at = dimension("argsort", dim, x.ndim)
     if x.ndim == 0:
-        return wrap(np.zeros((), np.int64))
+        return wrap(xp(input.array).zeros((), np.int64))
     return wrap(np.ascontiguousarray(_order(x, at, descending)))
 
 
@@ -278,7 +278,7 @@ def quantile(
     result = add(below, mul(sub(above, below), weights))
     missing = np.isnan(x).any(axis=at, keepdims=True)
     if missing.any():
-        result = where(wrap(missing), wrap(np.asarray(math.nan, x.dtype)), result)
+        result = where(wrap(missing), scalar_like(input, math.nan), result)
     result = result.movedim(at, 0)
     kept = x.shape[:at] + (1,) * keepdim + x.shape[at + 1 :]
     return reshape(result, fractions.shape + kept)
@@ -571,7 +571,7 @@ class LogCumSumExp(Node):
         lower = np.tri(size, dtype=np.bool_).T.reshape((size, size) + behind)
         ends = unsqueeze(y, dim)
         allowed = wrap(lower & np.isfinite(ends.array))
-        zero, low = (wrap(np.asarray(v, y.array.dtype)) for v in (0, -math.inf))
+        zero, low = (scalar_like(y, v) for v in (0, -math.inf))
         exponent = sub(unsqueeze(x, dim + 1), where(allowed, ends, zero))
         slope = exp(where(allowed, exponent, low))
         return mul(slope, unsqueeze(grad, dim)).sum(dim + 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, empty, empty_channels_last, kernels
+from ..backend import Array, empty, empty_channels_last, is_plain, kernels
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
 
@@ -69,7 +69,7 @@ def new_image(shape: tuple[int, ...], dtype: np.dtype[Any], like: Array, last: b
 def in_format(x: Array, last: bool) -> Array:
     """`x` channels-last or contiguous: itself or a copy."""
     wanted = x.transpose(0, 2, 3, 1) if last else x
-    if wanted.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+    if wanted.flags.c_contiguous and is_plain(x):
         return x
     copy = new_image(x.shape, x.dtype, x, last)
     copy[...] = x
@@ -78,7 +78,7 @@ def in_format(x: Array, last: bool) -> Array:
 
 def with_strides(x: Array, strides: tuple[int, ...]) -> Array:
     """`x` with `strides` (in bytes, of a dense array of the same shape): itself or a copy."""
-    if x.strides == strides and x.flags.aligned:
+    if x.strides == strides and is_plain(x):
         return x
     copy: Array = kernels(x).empty(x.shape, x.dtype, strides)
     copy[...] = x

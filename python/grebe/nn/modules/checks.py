@@ -5,8 +5,6 @@ from __future__ import annotations
 import numbers
 from typing import Any
 
-import numpy as np
-
 from ...dtypes import as_dtype, get_default_dtype, is_floating
 from ...tensor import check_device
 

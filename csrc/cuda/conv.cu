@@ -1,0 +1,437 @@
+// Convolution of images: forward, gradient of the input, gradient of the weight.
+//
+// Idea: three products of matrices that never exist (implicit GEMM, gemm.cuh's tiles): with K = channels
+// * kernel, forward is [outputs, K] x [K, pixels], the input's gradient [channels, outputs * kernel] x
+// [.., input pixels], the weight's [outputs, pixels] x [pixels, K]. A thread fetches elements of one
+// column only, so it finds that pixel once; what belongs to an element of K stands in a table that a
+// small kernel makes first. The weight's gradient is cut into parts of the pixels, added in order.
+// Groups of few channels (depthwise ones, the first layers of small nets) go without tiles: a thread
+// per output, a block per weight.
+//
+// Arrays have any strides: planes, channels-last. The weight is contiguous. Floor: 2 * outputs * K *
+// pixels operations. Not measured on a device yet.
+#include "gemm.cuh"
+
+namespace grebe::cuda {
+
+bool reduce_sum(In x, Out y, double scale);  // reduce.cu
+
+namespace {
+
+constexpr int64_t kFewChannels = 8;  // outputs (forward) or inputs (backward) of a group
+constexpr int64_t kFewWeights = 4096;
+constexpr int64_t kEnoughTiles = 256, kLeastPart = 512, kMostParts = 64;
+
+struct Image {
+  int64_t n, c, h, w;  // strides
+};
+Image image_of(const View& v) { return {v.strides[0], v.strides[1], v.strides[2], v.strides[3]}; }
+
+struct Problem {
+  int64_t batch, channels, outputs, groups;  // channels and outputs of one group
+  int64_t in_h, in_w, out_h, out_w, kernel_h, kernel_w;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Image x, y;
+  GREBE_EVERYWHERE int64_t taps() const { return kernel_h * kernel_w; }
+  GREBE_EVERYWHERE int64_t out_pixels() const { return batch * out_h * out_w; }
+  GREBE_EVERYWHERE int64_t in_pixels() const { return batch * in_h * in_w; }
+};
+
+struct Pixel {
+  int64_t n, h, w;
+};
+// Divisions of 64 bits cost several times those of 32.
+DEVICE Pixel pixel_of(int64_t i, int64_t height, int64_t width) {
+  if (i < int64_t{1} << 31) {
+    const uint32_t at = static_cast<uint32_t>(i), w = static_cast<uint32_t>(width);
+    const uint32_t row = at / w, h = static_cast<uint32_t>(height);
+    return {row / h, row % h, at % w};
+  }
+  return {i / width / height, i / width % height, i % width};
+}
+
+// What belongs to element k = (channel, kh, kw) of K: the channel's place, and the tap's.
+struct Tap {
+  int64_t image, weight;  // offsets in the image (of the channel alone) and in the weight
+  int32_t h, w;  // dilated
+};
+
+// backward: k runs over outputs instead of channels, with the gradient for an image.
+__global__ void __launch_bounds__(kThreads)
+    make_taps(Problem p, int64_t count, bool backward, Tap* taps) {
+  const int64_t k = thread_number();
+  if (k >= count) return;
+  const int64_t c = k / p.taps(), kh = k / p.kernel_w % p.kernel_h, kw = k % p.kernel_w;
+  const int64_t tap = kh * p.kernel_w + kw;
+  taps[k].image = c * (backward ? p.y.c : p.x.c);
+  taps[k].weight = backward ? c * p.channels * p.taps() + tap : k;
+  taps[k].h = static_cast<int32_t>(kh * p.dilation_h);
+  taps[k].w = static_cast<int32_t>(kw * p.dilation_w);
+}
+
+// ---- operands (see gemm.cuh) ----
+
+// x at (output pixel i, k).
+template <class T>
+struct Windows {
+  const Problem& p;
+  const Tap* taps;
+  const T* x;  // of the group
+  int64_t base = 0, h = 0, w = 0;
+
+  DEVICE bool along_i() const { return true; }
+  DEVICE void settle(int64_t i) {
+    const Pixel o = pixel_of(i, p.out_h, p.out_w);
+    base = o.n * p.x.n;
+    h = o.h * p.stride_h - p.pad_h;
+    w = o.w * p.stride_w - p.pad_w;
+  }
+  DEVICE Wide<T> at(int64_t, int64_t k) const {
+    const Tap t = taps[k];
+    const int64_t ih = h + t.h, iw = w + t.w;
+    if (ih < 0 || ih >= p.in_h || iw < 0 || iw >= p.in_w) return 0;
+    return widen(x[base + t.image + ih * p.x.h + iw * p.x.w]);
+  }
+};
+
+// The gradient that reaches input pixel i by k = (output, kh, kw).
+template <class T>
+struct Gradients {
+  const Problem& p;
+  const Tap* taps;
+  const T* grad;
+  int64_t base = 0, h = 0, w = 0;
+
+  DEVICE bool along_i() const { return true; }
+  DEVICE void settle(int64_t i) {
+    const Pixel at = pixel_of(i, p.in_h, p.in_w);
+    base = at.n * p.y.n;
+    h = at.h + p.pad_h;
+    w = at.w + p.pad_w;
+  }
+  DEVICE Wide<T> at(int64_t, int64_t k) const {
+    const Tap t = taps[k];
+    int64_t oh = h - t.h, ow = w - t.w;
+    if (oh < 0 || ow < 0) return 0;
+    if (p.stride_h > 1 || p.stride_w > 1) {
+      if (oh % p.stride_h != 0 || ow % p.stride_w != 0) return 0;
+      oh /= p.stride_h;
+      ow /= p.stride_w;
+    }
+    if (oh >= p.out_h || ow >= p.out_w) return 0;
+    return widen(grad[base + t.image + oh * p.y.h + ow * p.y.w]);
+  }
+};
+
+// The weight at (channel i, k = (output, kh, kw)).
+template <class T>
+struct TurnedWeight {
+  const Tap* taps;
+  const T* weight;
+  int64_t stride;  // from channel to channel
+
+  DEVICE bool along_i() const { return false; }
+  DEVICE void settle(int64_t) {}
+  DEVICE Wide<T> at(int64_t i, int64_t k) const {
+    return widen(weight[i * stride + taps[k].weight]);
+  }
+};
+
+// The gradient at (output i, output pixel k).
+template <class T>
+struct PixelGradients {
+  const Problem& p;
+  const T* grad;
+
+  DEVICE bool along_i() const { return false; }
+  DEVICE void settle(int64_t) {}
+  DEVICE Wide<T> at(int64_t i, int64_t k) const {
+    const Pixel o = pixel_of(k, p.out_h, p.out_w);
+    return widen(grad[i * p.y.c + o.n * p.y.n + o.h * p.y.h + o.w * p.y.w]);
+  }
+};
+
+// x at (element i of K, output pixel k).
+template <class T>
+struct TurnedWindows {
+  const Problem& p;
+  const Tap* taps;
+  int64_t count;
+  const T* x;
+
+  DEVICE bool along_i() const { return false; }
+  DEVICE void settle(int64_t) {}
+  DEVICE Wide<T> at(int64_t i, int64_t k) const {
+    const Tap t = taps[i];
+    const Pixel o = pixel_of(k, p.out_h, p.out_w);
+    const int64_t ih = o.h * p.stride_h - p.pad_h + t.h, iw = o.w * p.stride_w - p.pad_w + t.w;
+    if (ih < 0 || ih >= p.in_h || iw < 0 || iw >= p.in_w) return 0;
+    return widen(x[o.n * p.x.n + t.image + ih * p.x.h + iw * p.x.w]);
+  }
+};
+
+// ---- kernels by tiles: blocks along x are tiles of pixels, along y of channels, along z groups ----
+
+template <class T>
+using Tile = FmaTile<T, 64, 64>;
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    forward_tiles(Problem p, const Tap* taps, const T* x, const T* weight, const T* bias, T* y) {
+  const int64_t j0 = static_cast<int64_t>(blockIdx.x) * 64,
+                i0 = static_cast<int64_t>(blockIdx.y) * 64;
+  const int64_t group = blockIdx.z, depth = p.channels * p.taps(), first = group * p.outputs;
+  Shared shared;
+  Tile<T> tile(shared);
+  tile.multiply(Operand<T>{weight + first * depth, depth, 1}, i0, p.outputs,
+                Windows<T>{p, taps, x + group * p.channels * p.x.c}, j0, p.out_pixels(), 0, depth);
+  tile.for_each([&](int i, int j, Wide<T> sum) {
+    if (i0 + i >= p.outputs || j0 + j >= p.out_pixels()) return;
+    const Pixel o = pixel_of(j0 + j, p.out_h, p.out_w);
+    const int64_t c = first + i0 + i;
+    if (bias) sum += widen(bias[c]);
+    y[o.n * p.y.n + c * p.y.c + o.h * p.y.h + o.w * p.y.w] = narrow<T>(sum);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    grad_input_tiles(Problem p, const Tap* taps, const T* grad, const T* weight, T* gx) {
+  const int64_t j0 = static_cast<int64_t>(blockIdx.x) * 64,
+                i0 = static_cast<int64_t>(blockIdx.y) * 64;
+  const int64_t group = blockIdx.z, depth = p.outputs * p.taps();
+  Shared shared;
+  Tile<T> tile(shared);
+  tile.multiply(TurnedWeight<T>{taps, weight + group * p.outputs * p.channels * p.taps(), p.taps()},
+                i0, p.channels, Gradients<T>{p, taps, grad + group * p.outputs * p.y.c}, j0,
+                p.in_pixels(), 0, depth);
+  tile.for_each([&](int i, int j, Wide<T> sum) {
+    if (i0 + i >= p.channels || j0 + j >= p.in_pixels()) return;
+    const Pixel at = pixel_of(j0 + j, p.in_h, p.in_w);
+    const int64_t c = group * p.channels + i0 + i;
+    gx[at.n * p.x.n + c * p.x.c + at.h * p.x.h + at.w * p.x.w] = narrow<T>(sum);
+  });
+}
+
+// Blocks along z: groups times parts of the pixels. partials: [parts, groups, outputs, K].
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    grad_weight_tiles(Problem p, const Tap* taps, int64_t part, const T* grad, const T* x,
+                      Wide<T>* partials) {
+  const int64_t j0 = static_cast<int64_t>(blockIdx.x) * 64,
+                i0 = static_cast<int64_t>(blockIdx.y) * 64;
+  const int64_t group = blockIdx.z % p.groups, begin = blockIdx.z / p.groups * part;
+  const int64_t depth = p.channels * p.taps();
+  const int64_t end = begin + part < p.out_pixels() ? begin + part : p.out_pixels();
+  Shared shared;
+  Tile<T> tile(shared);
+  tile.multiply(PixelGradients<T>{p, grad + group * p.outputs * p.y.c}, i0, p.outputs,
+                TurnedWindows<T>{p, taps, depth, x + group * p.channels * p.x.c}, j0, depth, begin,
+                end);
+  Wide<T>* to = partials + static_cast<int64_t>(blockIdx.z) * p.outputs * depth;
+  tile.for_each([&](int i, int j, Wide<T> sum) {
+    if (i0 + i < p.outputs && j0 + j < depth) to[(i0 + i) * depth + j0 + j] = sum;
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    add_parts(int64_t size, int64_t parts, const Wide<T>* partials, T* gw) {
+  for (int64_t at = thread_number(); at < size; at += thread_count()) {
+    Wide<T> sum = 0;
+    for (int64_t k = 0; k < parts; ++k) sum += partials[k * size + at];
+    gw[at] = narrow<T>(sum);
+  }
+}
+
+// ---- groups of few channels ----
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    forward_direct(Problem p, const T* x, const T* weight, const T* bias, T* y) {
+  const int64_t outputs = p.groups * p.outputs, plane = p.out_h * p.out_w;
+  for (int64_t at = thread_number(); at < p.batch * outputs * plane; at += thread_count()) {
+    const int64_t c = at / plane % outputs;
+    const Pixel o = pixel_of(at / plane / outputs * plane + at % plane, p.out_h, p.out_w);
+    const T* image = x + o.n * p.x.n + c / p.outputs * p.channels * p.x.c;
+    const T* w = weight + c * p.channels * p.taps();
+    Wide<T> sum = 0;
+    for (int64_t i = 0; i < p.channels; ++i)
+      for (int64_t kh = 0; kh < p.kernel_h; ++kh) {
+        const int64_t ih = o.h * p.stride_h - p.pad_h + kh * p.dilation_h;
+        if (ih < 0 || ih >= p.in_h) continue;
+        for (int64_t kw = 0; kw < p.kernel_w; ++kw) {
+          const int64_t iw = o.w * p.stride_w - p.pad_w + kw * p.dilation_w;
+          if (iw < 0 || iw >= p.in_w) continue;
+          sum = fma(widen(image[i * p.x.c + ih * p.x.h + iw * p.x.w]),
+                    widen(w[(i * p.kernel_h + kh) * p.kernel_w + kw]), sum);
+        }
+      }
+    if (bias) sum += widen(bias[c]);
+    y[o.n * p.y.n + c * p.y.c + o.h * p.y.h + o.w * p.y.w] = narrow<T>(sum);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    grad_input_direct(Problem p, const T* grad, const T* weight, T* gx) {
+  const int64_t channels = p.groups * p.channels, plane = p.in_h * p.in_w;
+  for (int64_t at = thread_number(); at < p.batch * channels * plane; at += thread_count()) {
+    const int64_t c = at / plane % channels, group = c / p.channels;
+    const Pixel i = pixel_of(at / plane / channels * plane + at % plane, p.in_h, p.in_w);
+    Wide<T> sum = 0;
+    for (int64_t o = group * p.outputs; o < (group + 1) * p.outputs; ++o)
+      for (int64_t kh = 0; kh < p.kernel_h; ++kh) {
+        const int64_t h = i.h + p.pad_h - kh * p.dilation_h;
+        if (h < 0 || h % p.stride_h != 0 || h / p.stride_h >= p.out_h) continue;
+        for (int64_t kw = 0; kw < p.kernel_w; ++kw) {
+          const int64_t w = i.w + p.pad_w - kw * p.dilation_w;
+          if (w < 0 || w % p.stride_w != 0 || w / p.stride_w >= p.out_w) continue;
+          const T g =
+              grad[i.n * p.y.n + o * p.y.c + h / p.stride_h * p.y.h + w / p.stride_w * p.y.w];
+          const int64_t tap = kh * p.kernel_w + kw;
+          sum =
+              fma(widen(g), widen(weight[(o * p.channels + c % p.channels) * p.taps() + tap]), sum);
+        }
+      }
+    gx[i.n * p.x.n + c * p.x.c + i.h * p.x.h + i.w * p.x.w] = narrow<T>(sum);
+  }
+}
+
+// A block per weight.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    grad_weight_direct(Problem p, const T* grad, const T* x, T* gw) {
+  Shared shared;
+  double* space = shared.take<double>(kThreads / 32);
+  const int64_t at = blockIdx.x, o = at / p.taps() / p.channels, group = o / p.outputs;
+  const int64_t c = group * p.channels + at / p.taps() % p.channels;
+  const int64_t kh = at / p.kernel_w % p.kernel_h, kw = at % p.kernel_w;
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < p.out_pixels(); i += kThreads) {
+    const Pixel q = pixel_of(i, p.out_h, p.out_w);
+    const int64_t ih = q.h * p.stride_h - p.pad_h + kh * p.dilation_h;
+    const int64_t iw = q.w * p.stride_w - p.pad_w + kw * p.dilation_w;
+    if (ih < 0 || ih >= p.in_h || iw < 0 || iw >= p.in_w) continue;
+    sum += static_cast<double>(widen(grad[q.n * p.y.n + o * p.y.c + q.h * p.y.h + q.w * p.y.w])) *
+           static_cast<double>(widen(x[q.n * p.x.n + c * p.x.c + ih * p.x.h + iw * p.x.w]));
+  }
+  sum = block_combine(sum, space, Plus{});
+  if (threadIdx.x == 0) gw[at] = narrow<T>(static_cast<Wide<T>>(sum));
+}
+
+// ---- launches ----
+
+Problem problem_of(const View& x, const View& w, const View& y, int64_t stride_h, int64_t stride_w,
+                   int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
+                   int64_t groups) {
+  return {x.shape[0], w.shape[1],  w.shape[0] / (groups ? groups : 1),
+          groups,     x.shape[2],  x.shape[3],
+          y.shape[2], y.shape[3],  w.shape[2],
+          w.shape[3], stride_h,    stride_w,
+          pad_h,      pad_w,       dilation_h,
+          dilation_w, image_of(x), image_of(y)};
+}
+
+const Tap* new_taps(const Problem& p, bool backward) {
+  const int64_t count = (backward ? p.outputs : p.channels) * p.taps();
+  Tap* taps = static_cast<Tap*>(workspace(count * static_cast<int64_t>(sizeof(Tap))));
+  launch("conv2d", make_taps, blocks_for(count, kThreads), kThreads, 0, p, count, backward, taps);
+  return taps;
+}
+
+dim3 tiles_of(int64_t pixels, int64_t channels, int64_t groups) {
+  return dim3(blocks_for(pixels, 64), blocks_for(channels, 64), static_cast<unsigned>(groups));
+}
+
+template <class T>
+void forward(const Problem& p, const T* x, const T* w, const T* bias, T* y) {
+  if (p.outputs <= kFewChannels) {
+    const int64_t size = p.out_pixels() * p.groups * p.outputs;
+    launch("conv2d", forward_direct<T>, blocks_for(size, kThreads), kThreads, 0, p, x, w, bias, y);
+    return;
+  }
+  launch("conv2d", forward_tiles<T>, tiles_of(p.out_pixels(), p.outputs, p.groups), kThreads,
+         Tile<T>::kSharedBytes, p, new_taps(p, false), x, w, bias, y);
+}
+
+template <class T>
+void grad_input(const Problem& p, const T* grad, const T* w, T* gx) {
+  if (p.channels <= kFewChannels) {
+    const int64_t size = p.in_pixels() * p.groups * p.channels;
+    launch("conv2d", grad_input_direct<T>, blocks_for(size, kThreads), kThreads, 0, p, grad, w, gx);
+    return;
+  }
+  launch("conv2d", grad_input_tiles<T>, tiles_of(p.in_pixels(), p.channels, p.groups), kThreads,
+         Tile<T>::kSharedBytes, p, new_taps(p, true), grad, w, gx);
+}
+
+template <class T>
+void grad_weight(const Problem& p, const T* grad, const T* x, T* gw) {
+  const int64_t depth = p.channels * p.taps(), size = p.groups * p.outputs * depth;
+  if (p.outputs <= kFewChannels && size <= kFewWeights) {
+    launch("conv2d", grad_weight_direct<T>, static_cast<unsigned>(size), kThreads,
+           kThreads / 32 * sizeof(double), p, grad, x, gw);
+    return;
+  }
+  const int64_t tiles = divide_up(depth, 64) * divide_up(p.outputs, 64) * p.groups;
+  int64_t parts = divide_up(kEnoughTiles, tiles ? tiles : 1);
+  const int64_t most = p.out_pixels() / kLeastPart;
+  parts = parts < most ? parts : most;
+  parts = parts < 1 ? 1 : parts < kMostParts ? parts : kMostParts;
+  const int64_t part = divide_up(p.out_pixels(), parts);
+  Wide<T>* partials =
+      static_cast<Wide<T>*>(workspace(parts * size * static_cast<int64_t>(sizeof(Wide<T>))));
+  launch("conv2d", grad_weight_tiles<T>, tiles_of(depth, p.outputs, p.groups * parts), kThreads,
+         Tile<T>::kSharedBytes, p, new_taps(p, false), part, grad, x, partials);
+  launch("conv2d", add_parts<T>, blocks_for(size, kThreads), kThreads, 0, size, parts,
+         static_cast<const Wide<T>*>(partials), gw);
+}
+
+}  // namespace
+
+bool conv2d(In x, In w, OptIn bias, Out y, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+            int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
+  const Problem p =
+      problem_of(x, w, y, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
+  if (numel(y) == 0) return true;
+  with_float("conv2d", x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    forward<T>(p, data<T>(x), data<T>(w), data<T>(bias), data<T>(y));
+  });
+  return true;
+}
+
+bool conv2d_grad_input(In grad, In w, Out gx, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                       int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
+  const Problem p =
+      problem_of(gx, w, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
+  if (numel(gx) == 0) return true;
+  with_float("conv2d", grad.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    grad_input<T>(p, data<T>(grad), data<T>(w), data<T>(gx));
+  });
+  return true;
+}
+
+bool conv2d_grad_weight(In grad, In x, Out gw, OptOut gb, int64_t stride_h, int64_t stride_w,
+                        int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
+                        int64_t groups) {
+  const Problem p =
+      problem_of(x, gw, grad, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
+  if (numel(gw) > 0)
+    with_float("conv2d", grad.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      grad_weight<T>(p, data<T>(grad), data<T>(x), data<T>(gw));
+    });
+  if (!gb.data) return true;
+  Out sums{};  // gb as [1, outputs, 1, 1]
+  sums.data = gb.data;
+  sums.dtype = gb.dtype;
+  sums.ndim = 4;
+  for (int d = 0; d < 4; ++d) sums.shape[d] = sums.strides[d] = 1;
+  sums.shape[1] = numel(gb);
+  return reduce_sum(grad, sums, 1);
+}
+
+}  // namespace grebe::cuda
