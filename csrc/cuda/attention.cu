@@ -19,11 +19,11 @@ bool reduce_sum(In x, Out y, double scale);  // reduce.cu
 
 namespace {
 
-constexpr int kOwned = 16, kTile = 32;          // rows that a block owns, rows of a tile
-constexpr int kShare = kThreads / kOwned;       // threads of an owned row
-constexpr int kMostColumns = 256 / kShare;      // columns of a thread: heads of up to 256
-constexpr int kScores = kTile / kShare;         // scores of a thread
-constexpr int64_t kDropoutGroup = 64;           // keys that share a group of Philox numbers
+constexpr int kOwned = 16, kTile = 32;  // rows that a block owns, rows of a tile
+constexpr int kShare = kThreads / kOwned;  // threads of an owned row
+constexpr int kMostColumns = 256 / kShare;  // columns of a thread: heads of up to 256
+constexpr int kScores = kTile / kShare;  // scores of a thread
+constexpr int64_t kDropoutGroup = 64;  // keys that share a group of Philox numbers
 constexpr double kLog2e = 1.4426950408889634;
 
 struct Strides {
@@ -169,8 +169,7 @@ __global__ void __launch_bounds__(kThreads) attend(Problem<E> p, E* y, Strides y
       const int j = lane + s * kShare;
       const T weight = power_of_two(scores[s] - reference);
       part += weight;
-      weights[mine * (kTile + 1) + j] =
-          weight == 0 ? weight : weight * p.keep(b, h, i, key + j);
+      weights[mine * (kTile + 1) + j] = weight == 0 ? weight : weight * p.keep(b, h, i, key + j);
     }
     top = best;
     sum = sum * rescale + share(part, Plus{});

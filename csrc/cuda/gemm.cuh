@@ -34,6 +34,7 @@ struct Operand {
 template <class T, int kTileM, int kTileN>
 struct FmaTile {
   using Wide = grebe::cuda::Wide<T>;
+  static constexpr bool kSplits = false;
   static constexpr int kM = kTileM, kN = kTileN, kDepth = 16;
   static constexpr int kRows = kM / 16, kColumns = kN / 16;
   static constexpr int kPad = 4;
@@ -198,6 +199,7 @@ struct Slice {
 // kStages - 1 ahead. `Derived` multiplies a slice.
 template <class Derived, class T, int kDepth, bool kAAlongK, bool kBAlongK, int kStages>
 struct WarpTiles {
+  static constexpr bool kSplits = sizeof(T) == 4;  // operands into sums: infinities become NaN
   static constexpr int kM = 128, kN = 128, kWarpM = 64, kWarpN = 32;
   static constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;
   using A = Slice<T, kM, kDepth, kAAlongK>;

@@ -71,6 +71,14 @@ DEVICE void finish(const Problem<T>& p, T* result, int64_t i, int64_t j, Wide<T>
   *c = narrow<T>(sum);
 }
 
+// For results that are not finite: what operands of infinity really give.
+template <class T>
+DEVICE Wide<T> plain_dot(const Item<T>& item, int64_t i, int64_t j, int64_t begin, int64_t end) {
+  Wide<T> sum = 0;
+  for (int64_t k = begin; k < end; ++k) sum = fma(item.a.at(i, k), item.b.at(j, k), sum);
+  return sum;
+}
+
 // A block per tile of c, part of k and item of the batch. Blocks that run together share rows of A
 // and columns of B: tiles go down groups of kGroup rows.
 template <class Tile, class T>
@@ -90,6 +98,7 @@ __global__ void __launch_bounds__(kThreads) matmul_tiles(Problem<T> p, int64_t t
   Wide<T>* partial = p.partials + (blockIdx.z * p.parts + part) * p.m * p.n;
   tile.for_each([&](int i, int j, Wide<T> sum) {
     if (i0 + i >= p.m || j0 + j >= p.n) return;
+    if (Tile::kSplits && sum - sum != 0) sum = plain_dot(item, i0 + i, j0 + j, begin, end);
     if (p.parts > 1)
       partial[(i0 + i) * p.n + j0 + j] = sum;
     else

@@ -308,11 +308,11 @@ def _info() -> int:
 
 def _cuda() -> str:
     """Whether CUDA can be used, or why not."""
-    import importlib.util
+    from . import cuda
+    from .backend import load_cuda
 
-    if importlib.util.find_spec("grebe._cuda") is None:
-        return "not available: this build has no CUDA kernels"
-    return "the module _cuda is installed"
+    missing = load_cuda()
+    return f"not available: {missing}" if missing else cuda.get_device_name()
 
 
 def _mib(count: int) -> str:

@@ -74,6 +74,8 @@ class EmulatedArray(NDArrayOperatorsMixin):
         return _on_device(function, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # NumPy must not find its own protocols here
+            raise AttributeError(name)
         value = getattr(self._host, name)
         if callable(value):
             return lambda *args, **kwargs: _on_device(value, args, kwargs)

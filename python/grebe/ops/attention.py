@@ -15,7 +15,7 @@ import numpy as np
 from .. import autograd
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import low_precision
-from ..backend import Array, contiguous, empty, is_plain, kernels
+from ..backend import Array, contiguous, empty, is_plain, kernels, like, xp
 from ..tensor import Tensor, expect_tensor
 from .dropout import check_p, dropout_mask
 from .matmul import matmul
@@ -175,10 +175,11 @@ def _fused(
 # ---- the composite form ----
 
 
-def _hidden(options: Options, shape: tuple[int, ...]) -> Array | None:
+def _hidden(options: Options, scores: Array) -> Array | None:
     """Which of the scores [B, H, L, S] do not count, broadcastable."""
-    b, _, n, s = shape
-    keys, queries = np.arange(s), np.arange(n)[:, None]
+    b, _, n, s = scores.shape
+    lib = xp(scores)
+    keys, queries = lib.arange(s), lib.arange(n)[:, None]
     hidden: Array | None = None
     if options.first > -n or options.end < s:
         hidden = (keys < queries + options.first) | (keys >= queries + options.end)
@@ -201,15 +202,16 @@ def composite(
     scores = matmul(query * options.scale, key.transpose(-2, -1))
     if options.softcap:
         scores = (scores / options.softcap).tanh() * options.softcap
-    *_, n, s = shape = scores.array.shape
+    *_, n, s = scores.array.shape
     if options.slopes is not None:
-        distance = np.abs(np.arange(s) - np.arange(n)[:, None] - options.shift)
+        lib = xp(scores.array)
+        distance = np.abs(lib.arange(s) - lib.arange(n)[:, None] - options.shift)
         scores = scores - wrap(options.slopes[:, None, None] * distance.astype(query.array.dtype))
     if mask is not None and mask.array.dtype == bool:
         scores = scores.masked_fill(mask.logical_not(), -math.inf)
     elif mask is not None:
         scores = scores + mask
-    hidden = _hidden(options, shape)
+    hidden = _hidden(options, scores.array)
     if hidden is not None:
         scores = scores.masked_fill(wrap(hidden), -math.inf)
     dead = wrap((scores.array == -math.inf).all(-1, keepdims=True))
@@ -226,7 +228,7 @@ def _dropped(weights: Tensor, options: Options) -> Tensor:
     *rows, s = array.shape
     whole = (*rows, -(-s // 64) * 64)
     mask = dropout_mask(whole, array.dtype, options.dropout, options.seed, options.offset)
-    return weights * wrap(mask[..., :s])
+    return weights * wrap(like(mask, array)[..., :s])
 
 
 # ---- arguments ----

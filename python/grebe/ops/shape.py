@@ -796,7 +796,7 @@ def _channels_last(self: Tensor) -> Tensor:
     x = self.array
     if x.ndim != 4:
         raise RuntimeError(f"contiguous: channels_last needs 4 dimensions, got {x.ndim}")
-    y = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    y = contiguous_array(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     return self if y.strides == x.strides else record(Clone, y, (self,), ())
 
 
