@@ -108,17 +108,14 @@ DEVICE int64_t reduced_offset(const Plan& p, int64_t i) {
 
 struct Sum {
   using Partial = double;
-  template <class T>
-  static DEVICE double start(const T*) {
-    return 0;
-  }
+  static DEVICE double start() { return 0; }
   template <class T>
   static DEVICE void add(double& sum, T x, const T*) {
     sum += widen(x);
   }
   static DEVICE double merge(double a, double b) { return a + b; }
   template <class T>
-  static DEVICE void store(double sum, const T*, double scale, int64_t, T* y, T*) {
+  static DEVICE void store(double sum, double scale, T* y) {
     *y = narrow<T>(static_cast<Wide<T>>(sum * scale));
   }
 };
@@ -134,10 +131,7 @@ struct SumSquares : Sum {
 template <bool kLargest>
 struct Extreme {
   using Partial = double;
-  template <class T>
-  static DEVICE double start(const T*) {
-    return kLargest ? -infinity<double>() : infinity<double>();
-  }
+  static DEVICE double start() { return kLargest ? -infinity<double>() : infinity<double>(); }
   template <class T>
   static DEVICE void add(double& best, T x, const T*) {
     best = merge(best, widen(x));
@@ -146,62 +140,39 @@ struct Extreme {
     return kLargest ? max_nan(a, b) : min_nan(a, b);
   }
   template <class T>
-  static DEVICE void store(double best, const T*, double, int64_t, T* y, T*) {
+  static DEVICE void store(double best, double, T* y) {
     *y = narrow<T>(static_cast<Wide<T>>(best));
   }
 };
 
-// Sums of x - k and (x - k)^2 for the first element k: no cancellation where the mean is large.
-struct MomentSums {
-  double first, second;
-};
-struct Moments {
-  using Partial = MomentSums;
+// Sum of (x - center)^2; the centre is a result of its own, in the array z.
+struct SumCentred : Sum {
   template <class T>
-  static DEVICE MomentSums start(const T*) {
-    return {0, 0};
-  }
-  template <class T>
-  static DEVICE void add(MomentSums& s, T x, const T* row) {
-    const double v = static_cast<double>(widen(x)) - static_cast<double>(widen(*row));
-    s.first += v;
-    s.second += v * v;
-  }
-  static DEVICE MomentSums merge(MomentSums a, MomentSums b) {
-    return {a.first + b.first, a.second + b.second};
-  }
-  // scale: the correction.
-  template <class T>
-  static DEVICE void store(MomentSums s, const T* row, double correction, int64_t count, T* mean,
-                           T* variance) {
-    const double n = static_cast<double>(count), shift = s.first / n;
-    const double divisor = n - correction;
-    double squares = s.second - s.first * shift;
-    squares = squares < 0 ? 0 : squares;
-    *mean = narrow<T>(static_cast<Wide<T>>(count ? widen(*row) + shift : NAN));
-    *variance = narrow<T>(static_cast<Wide<T>>(squares / (divisor > 0 ? divisor : 0)));
+  static DEVICE void add(double& sum, T x, const T* center) {
+    const double v = static_cast<double>(widen(x)) - static_cast<double>(widen(*center));
+    sum += v * v;
   }
 };
 
 DEVICE double exchange(double x, int lanes) { return __shfl_xor_sync(~0u, x, lanes); }
-DEVICE MomentSums exchange(MomentSums s, int lanes) {
-  return {exchange(s.first, lanes), exchange(s.second, lanes)};
-}
 
 // ---- kernels ----
 
 template <class P, class T>
-DEVICE void finish(const Plan& p, typename P::Partial all, const T* x, T* y, T* z, double scale,
-                   int64_t output) {
-  const T* row = x + kept_offset(p, output, p.stride);
-  P::store(all, row, scale, p.count, y + kept_offset(p, output, p.y_stride),
-           z ? z + kept_offset(p, output, p.z_stride) : nullptr);
+DEVICE void finish(const Plan& p, typename P::Partial all, T* y, double scale, int64_t output) {
+  P::store(all, scale, y + kept_offset(p, output, p.y_stride));
+}
+
+// Of the result `output`, where z holds one.
+template <class T>
+DEVICE const T* center_of(const Plan& p, const T* z, int64_t output) {
+  return z ? z + kept_offset(p, output, p.z_stride) : nullptr;
 }
 
 // kLanes threads per result and chunk, neighbours in a block of kThreads.
 template <int kLanes, class P, class T>
 __global__ void __launch_bounds__(kThreads)
-    reduce_rows(Plan p, const T* x, T* y, T* z, typename P::Partial* partials, double scale) {
+    reduce_rows(Plan p, const T* x, T* y, const T* z, typename P::Partial* partials, double scale) {
   using Partial = typename P::Partial;
   const int64_t unit =
       static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
@@ -210,9 +181,10 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t begin = chunk * p.chunk, stop = begin + p.chunk;
   const int64_t end = !valid ? begin : stop < p.count ? stop : p.count;
   const T* row = x + (valid ? kept_offset(p, output, p.stride) : 0);
-  Partial all = P::start(row);
+  const T* center = center_of(p, z, valid ? output : 0);
+  Partial all = P::start();
   for (int64_t i = begin + threadIdx.x % kLanes; i < end; i += kLanes)
-    P::add(all, row[reduced_offset(p, i)], row);
+    P::add(all, row[reduced_offset(p, i)], center);
 #pragma unroll
   for (int d = (kLanes < 32 ? kLanes : 32) / 2; d > 0; d /= 2)
     all = P::merge(all, exchange(all, d));
@@ -228,13 +200,14 @@ __global__ void __launch_bounds__(kThreads)
   if (p.chunks > 1)
     partials[unit] = all;
   else
-    finish<P>(p, all, x, y, z, scale, output);
+    finish<P>(p, all, y, scale, output);
 }
 
 // A tile of neighbouring results per block; its rows of threads share the elements behind them.
 template <class P, class T>
 __global__ void __launch_bounds__(kTile* kTileRows)
-    reduce_columns(Plan p, const T* x, T* y, T* z, typename P::Partial* partials, double scale) {
+    reduce_columns(Plan p, const T* x, T* y, const T* z, typename P::Partial* partials,
+                   double scale) {
   using Partial = typename P::Partial;
   Shared shared;
   Partial* rows = shared.take<Partial>(kTile * kTileRows);
@@ -243,9 +216,10 @@ __global__ void __launch_bounds__(kTile* kTileRows)
   const bool valid = output < p.outputs;
   const int64_t end = !valid ? begin : stop < p.count ? stop : p.count;
   const T* column = x + (valid ? kept_offset(p, output, p.stride) : 0);
-  Partial all = P::start(column);
+  const T* center = center_of(p, z, valid ? output : 0);
+  Partial all = P::start();
   for (int64_t i = begin + threadIdx.y; i < end; i += kTileRows)
-    P::add(all, column[reduced_offset(p, i)], column);
+    P::add(all, column[reduced_offset(p, i)], center);
   rows[threadIdx.y * kTile + threadIdx.x] = all;
   __syncthreads();
   if (threadIdx.y != 0 || !valid) return;
@@ -253,22 +227,21 @@ __global__ void __launch_bounds__(kTile* kTileRows)
   if (p.chunks > 1)
     partials[output * p.chunks + chunk] = all;
   else
-    finish<P>(p, all, x, y, z, scale, output);
+    finish<P>(p, all, y, scale, output);
 }
 
 template <class P, class T>
 __global__ void __launch_bounds__(kThreads)
-    reduce_partials(Plan p, const T* x, T* y, T* z, const typename P::Partial* partials,
-                    double scale) {
+    reduce_partials(Plan p, T* y, const typename P::Partial* partials, double scale) {
   const int64_t output = thread_number();
   if (output >= p.outputs) return;
   typename P::Partial all = partials[output * p.chunks];
   for (int64_t c = 1; c < p.chunks; ++c) all = P::merge(all, partials[output * p.chunks + c]);
-  finish<P>(p, all, x, y, z, scale, output);
+  finish<P>(p, all, y, scale, output);
 }
 
 template <int kLanes, class P, class T>
-void launch_rows(const char* name, const Plan& p, const T* x, T* y, T* z,
+void launch_rows(const char* name, const Plan& p, const T* x, T* y, const T* z,
                  typename P::Partial* partials, double scale) {
   launch(name, reduce_rows<kLanes, P, T>, blocks_for(p.outputs * p.chunks, kThreads / kLanes),
          kThreads, kThreads / 32 * sizeof(*partials), p, x, y, z, partials, scale);
@@ -280,7 +253,8 @@ void reduce(const char* name, const View& vx, const View& vy, const View* vz, do
   Plan p = make_plan(vx, vy, vz ? *vz : vy);
   if (p.outputs == 0) return;
   const T* x = data<T>(vx);
-  T *y = data<T>(vy), *z = vz ? data<T>(*vz) : nullptr;
+  T* y = data<T>(vy);
+  const T* z = vz ? data<T>(*vz) : nullptr;
   const bool columns = has_columns(p), by_block = p.count > kChunk / 4;
   const int64_t per_block = columns ? kTile : by_block ? 1 : kThreads / 32;
   cut(p, divide_up(p.outputs, per_block));
@@ -298,7 +272,7 @@ void reduce(const char* name, const View& vx, const View& vy, const View* vz, do
   else
     launch_rows<32, P>(name, p, x, y, z, partials, scale);
   if (p.chunks > 1)
-    launch(name, reduce_partials<P, T>, blocks_for(p.outputs, kThreads), kThreads, 0, p, x, y, z,
+    launch(name, reduce_partials<P, T>, blocks_for(p.outputs, kThreads), kThreads, 0, p, y,
            static_cast<const Partial*>(partials), scale);
 }
 
@@ -352,7 +326,12 @@ bool reduce_sum_squares(In x, Out y, double scale) {
 bool reduce_max(In x, Out y) { return reduce_any<Extreme<true>>("max", x, y, nullptr, 1); }
 bool reduce_min(In x, Out y) { return reduce_any<Extreme<false>>("min", x, y, nullptr, 1); }
 bool reduce_moments(In x, Out mean, Out var, double correction) {
-  return reduce_any<Moments>("var", x, mean, &var, correction);
+  const double results = static_cast<double>(numel(mean));
+  const double n = results > 0 ? static_cast<double>(numel(x)) / results : 0;
+  const double degrees = n - correction > 0 ? n - correction : 0;
+  const View& center = mean;
+  return reduce_any<Sum>("mean", x, mean, nullptr, 1 / n) &&
+         reduce_any<SumCentred>("var", x, var, &center, 1 / degrees);
 }
 
 // One dimension is reduced: the elements along it have one stride.
