@@ -29,6 +29,8 @@ static inline void device_error(const Where& w) {
 
 // An array of this module's device as a View; false: a Python error is set. Each module has its own.
 bool to_view(PyObject* o, View* v, bool writable, bool optional, const Where& w, Py_ssize_t i);
+// A NumPy array, in every module.
+bool to_host_view(PyObject* o, View* v, const Where& w, Py_ssize_t i);
 
 // Owns what a converted argument needs for the time of the call.
 template <class T>
@@ -37,6 +39,7 @@ struct Holder {
   bool set(PyObject* o, const Where& w, Py_ssize_t i) {
     constexpr bool writable = std::is_same_v<T, Out> || std::is_same_v<T, OptOut>;
     constexpr bool optional = std::is_same_v<T, OptIn> || std::is_same_v<T, OptOut>;
+    if constexpr (std::is_same_v<T, HostIn>) return to_host_view(o, &value, w, i);
     return to_view(o, &value, writable, optional, w, i);
   }
   int64_t work() const { return value.data ? numel(value) : 0; }

@@ -27,8 +27,9 @@ struct View {
 };
 
 // The argument types of ops.def. The binding checks them: In takes any array, Out a writable one,
-// the Opt forms also None, Views a list of arrays.
+// the Opt forms also None, Views a list of arrays; HostIn is a NumPy array on every device.
 struct In : View {};
+struct HostIn : View {};
 struct Out : View {};
 struct OptIn : View {};
 struct OptOut : View {};

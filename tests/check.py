@@ -8,6 +8,7 @@ import numpy as np
 
 import grebe
 from cases import Array, Case
+from grebe import backend
 from reference import REFERENCES
 
 # What the errors of a dtype are measured against.
@@ -15,6 +16,13 @@ TRUTH = {np.float32: np.float64, np.float64: np.longdouble}
 
 
 DEVICE = "cpu"  # where `run` computes
+
+
+def set_emulator(lazy: bool, seed: int, capability: int = 90) -> None:
+    """How the emulated GPU runs: set_options of csrc/cuda/module.cpp. A real one stays as it is."""
+    device = backend.cuda()
+    if device.emulated:
+        device.kernels.set_options(lazy, seed, capability)
 
 
 def leaf(lib: Any, a: Array) -> Any:

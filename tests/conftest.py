@@ -29,11 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def emulated_cuda() -> Iterator[None]:
-    """ "cuda" is the emulated GPU for the time of the test."""
-    pytest.importorskip("grebe._emulated", exc_type=ImportError)
-    grebe.cuda.emulate()
+def cuda_device() -> Iterator[None]:
+    """ "cuda" is a GPU for the time of the test: the emulated one, or what --device asks for."""
+    if check.DEVICE == "cpu":
+        pytest.importorskip("grebe._emulated", exc_type=ImportError)
+        grebe.cuda.emulate()
     yield
+    check.set_emulator(lazy=True, seed=0)
     if check.DEVICE == "cpu":
         grebe.cuda.emulate(False)
 

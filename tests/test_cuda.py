@@ -10,7 +10,7 @@ import pytest
 import grebe
 from grebe import nn
 
-pytestmark = pytest.mark.usefixtures("emulated_cuda")
+pytestmark = pytest.mark.usefixtures("cuda_device")
 
 
 def test_move() -> None:

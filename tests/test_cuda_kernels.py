@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+import check
 import grebe
 from grebe import nn
 from grebe.nn.attention import ALiBi, SoftCap
 
-pytestmark = pytest.mark.usefixtures("emulated_cuda")
+pytestmark = pytest.mark.usefixtures("cuda_device")
 F = nn.functional
 
 
 @pytest.fixture(params=[(True, 0), (True, 1), (False, 0), (False, 2)], ids=str)
-def mode(request: pytest.FixtureRequest) -> Any:
+def mode(request: pytest.FixtureRequest) -> None:
     """Lazy or eager copies, threads in order or shuffled."""
-    from grebe import _emulated
-
-    _emulated.set_options(*request.param)
-    yield
-    _emulated.set_options(True, 0)
+    check.set_emulator(*request.param)
 
 
 def compare(call: Callable[..., Any], *arrays: Any, tolerance: float = 2e-5) -> None:
@@ -275,3 +273,60 @@ def test_labels_are_checked() -> None:
     x = grebe.randn(4, 3, device="cuda")
     with pytest.raises(IndexError, match="Target 7"):
         F.cross_entropy(x, grebe.tensor([0, 1, 7, 2], device="cuda"))
+
+
+# ---- recurrent layers ----
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("capability", [80, 90], ids=["steps", "clusters"])
+def test_recurrent_layers(kind: str, capability: int) -> None:
+    check.set_emulator(True, 1, capability)
+    for inputs, size, options in [
+        (3, 5, {}),
+        (2, 17, {"bidirectional": True, "num_layers": 2}),
+        (4, 33, {"batch_first": True, "bias": False}),
+        (3, 9, {"nonlinearity": "relu"} if kind == "RNN" else {}),
+        (3, 12, {"proj_size": 5} if kind == "LSTM" else {}),
+    ]:
+        layer = getattr(nn, kind)(inputs, size, **options)
+        copies = {"cpu": layer, "cuda": copy.deepcopy(layer).cuda()}
+
+        def run(x: Any, copies: Any = copies) -> Any:
+            y, last = copies[x.device.type](x)
+            states = last if isinstance(last, tuple) else (last,)
+            return grebe.cat([y.flatten(), *(s.flatten() for s in states)])
+
+        compare(run, noise(4, 9, inputs))
+        for cpu, cuda in zip(*(m.parameters() for m in copies.values()), strict=True):
+            np.testing.assert_allclose(cuda.grad.cpu(), cpu.grad, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_recurrent_layers_over_packed_sequences(kind: str) -> None:
+    layer = getattr(nn, kind)(3, 6, bidirectional=True)
+    copies = {"cpu": layer, "cuda": copy.deepcopy(layer).cuda()}
+    utils = nn.utils.rnn
+
+    def run(x: Any) -> Any:
+        packed = utils.pack_padded_sequence(x, [2, 5, 1, 5], enforce_sorted=False)
+        y, last = copies[x.device.type](packed)
+        padded, lengths = utils.pad_packed_sequence(y, total_length=6)
+        assert lengths.tolist() == [2, 5, 1, 5]
+        states = last if isinstance(last, tuple) else (last,)
+        return grebe.cat([padded.flatten(), *(s.flatten() for s in states)])
+
+    compare(run, noise(5, 4, 3))
+
+
+@pytest.mark.parametrize("cell", ["RNNCell", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("rows", [1, 70])
+def test_recurrent_cells(cell: str, rows: int) -> None:
+    module = getattr(nn, cell)(3, 7)
+    copies = {"cpu": module, "cuda": copy.deepcopy(module).cuda()}
+
+    def run(x: Any, h: Any, c: Any) -> Any:
+        state = copies[x.device.type](x, (h, c) if cell == "LSTMCell" else h)
+        return grebe.cat(list(state)) if cell == "LSTMCell" else state + 0 * c
+
+    compare(run, noise(rows, 3), noise(rows, 7, seed=1), noise(rows, 7, seed=2))

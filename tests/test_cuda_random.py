@@ -10,7 +10,7 @@ import pytest
 import grebe
 from grebe import nn
 
-pytestmark = pytest.mark.usefixtures("emulated_cuda")
+pytestmark = pytest.mark.usefixtures("cuda_device")
 
 SIZES = [(0,), (1,), (15,), (16,), (63,), (64,), (129,), (300, 7)]
 

@@ -136,6 +136,10 @@ bool to_view(PyObject* o, View* v, bool writable, bool optional, const Where& w,
   return true;
 }
 
+bool to_host_view(PyObject* o, View* v, const Where& w, Py_ssize_t i) {
+  return to_view(o, v, false, false, w, i);
+}
+
 namespace {
 
 // ---- UNARY and BINARY ----

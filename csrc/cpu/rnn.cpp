@@ -653,7 +653,7 @@ bool with_mode(DType dtype, int64_t mode, const F& f) {
 }  // namespace
 
 bool rnn(OptIn x, OptIn w_ih, OptIn weight, OptIn projection, OptIn bias, OptIn inner_bias, In h0,
-         OptIn c0, In offsets, OptOut gates, Out h, OptOut c, OptOut full, int64_t size,
+         OptIn c0, HostIn offsets, OptOut gates, Out h, OptOut c, OptOut full, int64_t size,
          int64_t mode, bool reverse) {
   return with_mode(h.dtype, mode, [&](auto zero, auto stored, auto m) {
     using T = decltype(zero);
@@ -673,9 +673,9 @@ bool rnn(OptIn x, OptIn w_ih, OptIn weight, OptIn projection, OptIn bias, OptIn 
   });
 }
 
-bool rnn_backward(OptIn weight, OptIn projection, In h0, OptIn c0, In offsets, OptIn gates, In h,
-                  OptIn c, In grad, Out dgates, Out dh, OptOut dc, OptOut dprojected, int64_t size,
-                  int64_t mode, bool reverse) {
+bool rnn_backward(OptIn weight, OptIn projection, In h0, OptIn c0, HostIn offsets, OptIn gates,
+                  In h, OptIn c, In grad, Out dgates, Out dh, OptOut dc, OptOut dprojected,
+                  int64_t size, int64_t mode, bool reverse) {
   return with_mode(h.dtype, mode, [&](auto zero, auto stored, auto m) {
     using T = decltype(zero);
     using E = decltype(stored);

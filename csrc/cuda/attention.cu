@@ -1,450 +1,369 @@
-// Scaled dot product attention, forward and backward.
+// Attention forward (online softmax: Milakov, Gimelshein 2018; tiles: Dao, FlashAttention-2, 2023).
 //
-//   y_i = sum_j p_ij v_j,  p_i = softmax_j(score_ij),  score_ij = modify(scale q_i . k_j) + mask_ij
+// A block owns kTile queries of a head and streams keys and values past them. Tiles that none of its
+// queries sees are skipped. Products are FMAs (attention_tiles.cuh) for float32 and float64, tensor
+// cores (attention_16.cuh) for 16-bit numbers that lie in whole packs; other 16-bit arrays go
+// through float32 copies. Few queries (decoding): all heads that share keys go together, whose rows
+// are read once, as they come, and long caches are cut. Where the tiles of queries do not fill the
+// device, the keys are cut too; a last kernel combines the parts in order.
 //
-// Idea (Dao, "FlashAttention-2", arXiv 2307.08691): a block owns 16 queries of a head and streams tiles
-// of 32 keys and values through shared memory; 16 threads share a query, each two scores and a 16th
-// of the output's columns, which stay in registers with the running maximum and sum. Tiles that
-// nobody sees are skipped. Backward makes the weights again from the saved log-sum-exps: one kernel
-// owns queries and makes dq (and the mask's gradient), one owns keys and makes dk and dv, so that no
-// sum needs atomics. Scores are kept times log2(e).
-//
-// Floor: 4 D operations per visible pair forward, 10 backward. Not measured on a device yet; the
-// products are FMAs here, tensor cores would be the next step.
-#include "kernels.cuh"
+// Floor: 2 L S (D + Dv) operations (half of it if causal) at the peak of the units; for few queries
+// the bytes of K and V. Not measured on a device yet.
+#include "attention_16.cuh"
+#include "attention_tiles.cuh"
 
 namespace grebe::cuda {
-
-bool reduce_sum(In x, Out y, double scale);  // reduce.cu
-
 namespace {
 
-constexpr int kOwned = 16, kTile = 32;  // rows that a block owns, rows of a tile
-constexpr int kShare = kThreads / kOwned;  // threads of an owned row
-constexpr int kMostColumns = 256 / kShare;  // columns of a thread: heads of up to 256
-constexpr int kScores = kTile / kShare;  // scores of a thread
-constexpr int64_t kDropoutGroup = 64;  // keys that share a group of Philox numbers
-constexpr double kLog2e = 1.4426950408889634;
+constexpr int kFewQueries = 8;
+constexpr int kFewRows = 8;  // of queries and heads together that read the keys once
+constexpr int64_t kMostFewKeys = 512, kLeastFewKeys = 128;  // of a part of a long cache
+constexpr int64_t kLeastTileKeys = 256;
 
-struct Strides {
-  int64_t b, h, row;
-};
-Strides strides_of(const View& v) {
-  Strides s{v.strides[0], v.strides[1], v.strides[2]};
-  if (v.shape[0] == 1) s.b = 0;
-  if (v.shape[1] == 1) s.h = 0;
-  if (v.shape[2] == 1) s.row = 0;
-  return s;
-}
+// ---- tiles of queries ----
 
-struct Keys {
-  int64_t begin, end;
-};
+// kN: columns of the values that a block has; those of wider ones are shared by several.
+template <class S, int kN>
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 2 : 1)
+    attend_tiles(Problem<S> p, Heads<const S> q, Heads<const S> k, Heads<const S> v, Heads<S> y,
+                 S* lse, Cut<S> cut, int tiles, int column_parts, bool resident) {
+  constexpr int kLine = Tiling<S>::kWeightLine;
+  // Late tiles first: causal ones have most work.
+  int number = blockIdx.x;
+  const int part = number % cut.count;
+  number /= cut.count;
+  const int column = number % column_parts * kN;
+  number /= column_parts;
+  const int first_query = (tiles - 1 - number % tiles) * kTile;
+  const int h = number / tiles % p.heads, b = number / tiles / p.heads;
+  const int last_query = min(p.queries, first_query + kTile);
 
-// E: elements. Scores, masks, slopes and log-sum-exps are Wide<E>.
-template <class E>
-struct Problem {
-  using T = Wide<E>;
-  int64_t batch, heads, group, queries, keys, depth, value_depth;  // group: heads per key head
-  const E *q, *k, *v;
-  Strides qs, ks, vs;
-  const T* bias;
-  const uint8_t* kept;
-  Strides masks;
-  int64_t mask_key;  // its stride along keys
-  const int64_t* lengths;
-  const T* slopes;
-  T scale, softcap;
-  int64_t first, end, shift;
-  uint64_t seed, offset;
-  uint32_t least;  // words below it are dropped
-  T kept_factor;
-  bool drops;
+  const Modifier<S> modify(p, b, h);
+  const Range seen = p.visible(b, first_query, last_query);
+  const int begin = max(seen.begin, part * cut.keys) / kTile * kTile;
+  const int end = min(seen.end, (part + 1) * cut.keys);
 
-  // The keys that queries [begin, stop) see at most.
-  DEVICE Keys visible(int64_t b, int64_t begin, int64_t stop) const {
-    int64_t most = keys;
-    if (lengths && lengths[b] < most) most = lengths[b] < 0 ? 0 : lengths[b];
-    const int64_t low = begin + first, high = stop - 1 + end;
-    return {low < 0 ? 0 : low, high < most ? high : most};
-  }
-  // The queries that see keys [begin, stop) at most.
-  DEVICE Keys watching(int64_t begin, int64_t stop) const {
-    const int64_t low = begin - end + 1, high = stop - first;
-    return {low < 0 ? 0 : low, high < queries ? high : queries};
-  }
-  // The score times log2(e) of a product; change: d score / d (scale product), of natural scores.
-  DEVICE T score(int64_t b, int64_t h, int64_t i, int64_t j, T product, T* change) const {
-    *change = 1;
-    const Keys seen = visible(b, i, i + 1);
-    if (i >= queries || j < seen.begin || j >= seen.end) return -infinity<T>();
-    T x = product * scale;
-    if (softcap != 0) {
-      const T t = tanh(x / softcap);
-      *change = 1 - t * t;
-      x = softcap * t;
-    }
-    if (slopes) x -= slopes[h] * abs(static_cast<T>(j - i - shift));
-    const int64_t at = b * masks.b + h * masks.h + i * masks.row + j * mask_key;
-    if (bias) x += bias[at];
-    if (kept && !kept[at]) return -infinity<T>();
-    return x * static_cast<T>(kLog2e);
-  }
-  // What dropout multiplies the weight by.
-  DEVICE T keep(int64_t b, int64_t h, int64_t i, int64_t j) const {
-    if (!drops) return 1;
-    const int64_t groups = (keys + kDropoutGroup - 1) / kDropoutGroup;
-    const int64_t row = (b * heads + h) * queries + i;
-    const uint32_t word =
-        random_word(seed, offset, static_cast<uint64_t>(row * groups * kDropoutGroup + j));
-    return word >= least ? kept_factor : T(0);
-  }
-};
-
-DEVICE float power_of_two(float x) { return ::exp2f(x); }
-DEVICE double power_of_two(double x) { return ::exp2(x); }
-
-// Rows [first, first + count) of an array into shared memory, zeros beyond `limit`; a row takes one
-// element more than `columns`, so that threads of neighbouring rows use different banks.
-template <class E>
-DEVICE void bring(Wide<E>* to, const E* from, int64_t stride, int64_t first, int64_t limit,
-                  int count, int64_t columns) {
-  for (int64_t e = threadIdx.x; e < count * columns; e += kThreads) {
-    const int64_t row = e / columns, column = e % columns;
-    to[row * (columns + 1) + column] =
-        first + row < limit ? widen(from[(first + row) * stride + column]) : Wide<E>(0);
-  }
-}
-
-template <class T>
-DEVICE T dot(const T* a, const T* b, int64_t n) {
-  T sum = 0;
-  for (int64_t d = 0; d < n; ++d) sum = fma(a[d], b[d], sum);
-  return sum;
-}
-
-// Combined over the kShare threads of an owned row, half a warp.
-template <class T, class Combine>
-DEVICE T share(T x, Combine combine) {
-  return warp_combine<kShare>(x, combine);
-}
-
-// ---- forward ----
-
-template <class E>
-__global__ void __launch_bounds__(kThreads) attend(Problem<E> p, E* y, Strides ys, Wide<E>* lse) {
-  using T = Wide<E>;
   Shared shared;
-  T* q = shared.take<T>(kOwned * (p.depth + 1));
-  T* k = shared.take<T>(kTile * (p.depth + 1));
-  T* v = shared.take<T>(kTile * (p.value_depth + 1));
-  T* weights = shared.take<T>(kOwned * (kTile + 1));
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kOwned, h = blockIdx.y, b = blockIdx.z;
-  const int mine = threadIdx.x / kShare, lane = threadIdx.x % kShare;
-  const int64_t i = first + mine;
-  bring(q, p.q + b * p.qs.b + h * p.qs.h, p.qs.row, first, p.queries, kOwned, p.depth);
+  Stages<S> stages(shared, resident);
+  S* const weights = shared.take<S>(kTile * kLine);
+  const Source<S> rows(q, b, h, p.queries, p.depth);
+  const Owned<S> queries(shared, rows, first_query, resident);
+  const Source<S> keys(k, b, h / p.group, modify.length, p.depth);
+  const Source<S> values(v, b, h / p.group, modify.length, p.value_depth);
+  const int chunks = chunks_of<S>(p.depth);
 
-  T top = -infinity<T>(), sum = 0, out[kMostColumns] = {};
-  const int64_t stop = first + kOwned < p.queries ? first + kOwned : p.queries;
-  const Keys range = p.visible(b, first, stop);
-  for (int64_t key = range.begin / kTile * kTile; key < range.end; key += kTile) {
-    __syncthreads();
-    bring(k, p.k + b * p.ks.b + h / p.group * p.ks.h, p.ks.row, key, p.keys, kTile, p.depth);
-    bring(v, p.v + b * p.vs.b + h / p.group * p.vs.h, p.vs.row, key, p.keys, kTile, p.value_depth);
-    __syncthreads();
-    T scores[kScores], change, best = top;
+  S out[kShare][kN / kSide] = {}, most[kShare], sum[kShare] = {};
+  for (int i = 0; i < kShare; ++i) most[i] = -infinity<S>();
+  if (begin < end) stages.load_chunk(keys, begin, 0, queries);
+  copy_async_commit();
+  for (int key = begin; key < end; key += kTile) {
+    S x[kShare][kShare] = {};
+    multiply_rows(x, stages, queries, chunks, [&](int chunk) {
+      if (chunk < chunks)
+        stages.load_chunk(keys, key, chunk, queries);
+      else
+        stages.template load_part<kN>(values, key, 0, column);
+    });
+    const bool all_seen = modify.sees_all(first_query, kTile, key, kTile);
 #pragma unroll
-    for (int s = 0; s < kScores; ++s) {
-      const int j = lane + s * kShare;
-      const T product = dot(q + mine * (p.depth + 1), k + j * (p.depth + 1), p.depth);
-      scores[s] = p.score(b, h, i, key + j, product, &change);
-      best = max_nan(best, scores[s]);
-    }
-    best = share(best, Larger{});
-    const T reference = best == -infinity<T>() ? T(0) : best;
-    const T rescale = power_of_two(top - reference);
-    T part = 0;
+    for (int i = 0; i < kShare; ++i) {
+      const int row = thread_y() + kSide * i;
+      S high = most[i], total = 0, unused;
 #pragma unroll
-    for (int s = 0; s < kScores; ++s) {
-      const int j = lane + s * kShare;
-      const T weight = power_of_two(scores[s] - reference);
-      part += weight;
-      weights[mine * (kTile + 1) + j] = weight == 0 ? weight : weight * p.keep(b, h, i, key + j);
-    }
-    top = best;
-    sum = sum * rescale + share(part, Plus{});
-    __syncwarp();
-#pragma unroll
-    for (int c = 0; c < kMostColumns; ++c) {
-      const int64_t column = lane + c * kShare;
-      if (column >= p.value_depth) break;
-      T total = out[c] * rescale;
-      for (int j = 0; j < kTile; ++j)
-        total = fma(weights[mine * (kTile + 1) + j], v[j * (p.value_depth + 1) + column], total);
-      out[c] = total;
-    }
-  }
-  if (i >= p.queries) return;
-  if (lane == 0)
-    lse[(b * p.heads + h) * p.queries + i] = sum == 0 ? -infinity<T>() : top + log2(sum);
-  const T factor = sum == 0 ? T(0) : 1 / sum;
-  E* row = y + b * ys.b + h * ys.h + i * ys.row;
-#pragma unroll
-  for (int c = 0; c < kMostColumns; ++c)
-    if (lane + c * kShare < p.value_depth) row[lane + c * kShare] = narrow<E>(out[c] * factor);
-}
-
-// ---- backward ----
-
-template <class T>
-struct Gradients {
-  const T *grad, *lse, *delta;  // delta [B, H, L]: sums of grad y
-  Strides grads;
-  T* dmask;  // [B, H, L, S], or nullptr
-};
-
-// A warp per query.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    make_delta(Problem<T> p, const T* grad, Strides grads, const T* y, Strides ys, T* delta) {
-  const int64_t row = thread_number() / 32, rows = p.batch * p.heads * p.queries;
-  if (row >= rows) return;
-  const int64_t i = row % p.queries, h = row / p.queries % p.heads, b = row / p.queries / p.heads;
-  const T* g = grad + b * grads.b + h * grads.h + i * grads.row;
-  const T* o = y + b * ys.b + h * ys.h + i * ys.row;
-  T sum = 0;
-  for (int64_t c = threadIdx.x % 32; c < p.value_depth; c += 32) sum = fma(g[c], o[c], sum);
-  sum = warp_combine(sum, Plus{});
-  if (threadIdx.x % 32 == 0) delta[row] = sum;
-}
-
-// The weight of a pair with dropout, and the gradient of its natural score before the mask.
-template <class T>
-struct Pair {
-  T weight, slope, mask_slope;
-};
-template <class T>
-DEVICE Pair<T> pair_of(const Problem<T>& p, const Gradients<T>& g, int64_t b, int64_t h, int64_t i,
-                       int64_t j, T product, T of_value) {
-  T change;
-  const T score = p.score(b, h, i, j, product, &change);
-  const int64_t row = (b * p.heads + h) * p.queries + i;
-  if (score == -infinity<T>() || g.lse[row] == -infinity<T>()) return {0, 0, 0};
-  const T weight = power_of_two(score - g.lse[row]), keep = p.keep(b, h, i, j);
-  const T slope = weight * (of_value * keep - g.delta[row]);
-  return {weight * keep, slope * change * p.scale, slope};
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    backward_queries(Problem<T> p, Gradients<T> g, T* dq, Strides dqs) {
-  Shared shared;
-  T* q = shared.take<T>(kOwned * (p.depth + 1));
-  T* grad = shared.take<T>(kOwned * (p.value_depth + 1));
-  T* k = shared.take<T>(kTile * (p.depth + 1));
-  T* v = shared.take<T>(kTile * (p.value_depth + 1));
-  T* slopes = shared.take<T>(kOwned * (kTile + 1));
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kOwned, h = blockIdx.y, b = blockIdx.z;
-  const int mine = threadIdx.x / kShare, lane = threadIdx.x % kShare;
-  const int64_t i = first + mine;
-  bring(q, p.q + b * p.qs.b + h * p.qs.h, p.qs.row, first, p.queries, kOwned, p.depth);
-  bring(grad, g.grad + b * g.grads.b + h * g.grads.h, g.grads.row, first, p.queries, kOwned,
-        p.value_depth);
-
-  T out[kMostColumns] = {};
-  const int64_t stop = first + kOwned < p.queries ? first + kOwned : p.queries;
-  Keys range = p.visible(b, first, stop);
-  if (g.dmask) range = {0, p.keys};  // every element of it is written
-  for (int64_t key = range.begin / kTile * kTile; key < range.end; key += kTile) {
-    __syncthreads();
-    bring(k, p.k + b * p.ks.b + h / p.group * p.ks.h, p.ks.row, key, p.keys, kTile, p.depth);
-    bring(v, p.v + b * p.vs.b + h / p.group * p.vs.h, p.vs.row, key, p.keys, kTile, p.value_depth);
-    __syncthreads();
-    for (int s = 0; s < kScores; ++s) {
-      const int j = lane + s * kShare;
-      Pair<T> pair{0, 0, 0};
-      if (i < p.queries && key + j < p.keys) {
-        const T product = dot(q + mine * (p.depth + 1), k + j * (p.depth + 1), p.depth);
-        const T of_value =
-            dot(grad + mine * (p.value_depth + 1), v + j * (p.value_depth + 1), p.value_depth);
-        pair = pair_of(p, g, b, h, i, key + j, product, of_value);
-        if (g.dmask)
-          g.dmask[((b * p.heads + h) * p.queries + i) * p.keys + key + j] = pair.mask_slope;
+      for (int j = 0; j < kShare; ++j) {
+        x[i][j] = modify.score(x[i][j], first_query + row, key + thread_x() + kSide * j, all_seen,
+                               unused);
+        high = HigherScore<S>()(high, x[i][j]);
       }
-      slopes[mine * (kTile + 1) + j] = pair.slope;
-    }
-    __syncwarp();
+      high = warp_combine<kSide>(high, HigherScore<S>());
+      const S base = base_of(high), scale = exp2_of(most[i] - base);
+      most[i] = high;
 #pragma unroll
-    for (int c = 0; c < kMostColumns; ++c) {
-      const int64_t column = lane + c * kShare;
-      if (column >= p.depth) break;
-      for (int j = 0; j < kTile; ++j)
-        out[c] = fma(slopes[mine * (kTile + 1) + j], k[j * (p.depth + 1) + column], out[c]);
+      for (int j = 0; j < kShare; ++j) {
+        x[i][j] = exp2_of(x[i][j] - base);
+        total += x[i][j];
+      }
+      sum[i] = fma(sum[i], scale, total);
+#pragma unroll
+      for (int c = 0; c < kN / kSide; ++c) out[i][c] *= scale;
+      if (p.drops) {
+        S factor[4];
+        modify.kept_factors(first_query + row, key, thread_x(), factor);
+#pragma unroll
+        for (int j = 0; j < kShare; ++j) x[i][j] *= factor[j];
+      }
+#pragma unroll
+      for (int j = 0; j < kShare; ++j) weights[row * kLine + thread_x() + kSide * j] = x[i][j];
+    }
+    multiply_weights<kN>(out, stages, weights, [&](int stage) {
+      if (stage < kParts<S, kN>)
+        stages.template load_part<kN>(values, key, stage, column);
+      else if (key + kTile < end)
+        stages.load_chunk(keys, key + kTile, 0, queries);
+    });
+  }
+#pragma unroll
+  for (int i = 0; i < kShare; ++i) {
+    const int query = first_query + thread_y() + kSide * i;
+    const S all = warp_combine<kSide>(sum[i], Plus{});
+    if (query >= p.queries) continue;
+    const int64_t row = modify.row + query;
+    const bool first_thread = thread_x() == 0 && column == 0;
+    if (cut.count > 1) {
+      const int64_t at = part * p.rows() + row;
+      store_row<kN>(out[i], S(1), cut.out + at * p.value_depth, column, p.value_depth,
+                    p.value_depth % Tiling<S>::kVector == 0);
+      if (first_thread) cut.state[2 * at] = most[i];
+      if (first_thread) cut.state[2 * at + 1] = all;
+    } else {
+      store_row<kN>(out[i], all == 0 ? S(0) : 1 / all, y.at(b, h, query), column, p.value_depth,
+                    y.aligned);
+      if (first_thread) lse[row] = log2_of_sum(most[i], all);
     }
   }
-  if (i >= p.queries) return;
-  T* row = dq + b * dqs.b + h * dqs.h + i * dqs.row;
-#pragma unroll
-  for (int c = 0; c < kMostColumns; ++c)
-    if (lane + c * kShare < p.depth) row[lane + c * kShare] = out[c];
 }
 
-// A block owns keys of a key head and goes through the queries of all heads that share it.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    backward_keys(Problem<T> p, Gradients<T> g, T* dk, Strides dks, T* dv, Strides dvs) {
-  Shared shared;
-  T* k = shared.take<T>(kOwned * (p.depth + 1));
-  T* v = shared.take<T>(kOwned * (p.value_depth + 1));
-  T* q = shared.take<T>(kTile * (p.depth + 1));
-  T* grad = shared.take<T>(kTile * (p.value_depth + 1));
-  T* slopes = shared.take<T>(kOwned * (kTile + 1));
-  T* weights = shared.take<T>(kOwned * (kTile + 1));
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kOwned, head = blockIdx.y;
-  const int64_t b = blockIdx.z;
-  const int mine = threadIdx.x / kShare, lane = threadIdx.x % kShare;
-  const int64_t j = first + mine;
-  bring(k, p.k + b * p.ks.b + head * p.ks.h, p.ks.row, first, p.keys, kOwned, p.depth);
-  bring(v, p.v + b * p.vs.b + head * p.vs.h, p.vs.row, first, p.keys, kOwned, p.value_depth);
+template <int kN, class S>
+void run_tiles(const Problem<S>& p, const Heads<const S>& q, const Heads<const S>& k,
+               const Heads<const S>& v, const Heads<S>& y, S* lse, const Cut<S>& cut) {
+  const int tiles = static_cast<int>(divide_up(p.queries, kTile));
+  const int column_parts = p.value_depth > kN ? (p.value_depth + kN - 1) / kN : 1;
+  const bool resident = is_resident(tile_bytes<S>(true, true, p.depth));
+  const int64_t blocks = p.units() * tiles * column_parts * cut.count;
+  launch("attention", attend_tiles<S, kN>, grid_of(blocks), kThreads,
+         static_cast<size_t>(tile_bytes<S>(resident, true, p.depth)), p, q, k, v, y, lse, cut,
+         tiles, column_parts, resident);
+}
 
-  T of_k[kMostColumns] = {}, of_v[kMostColumns] = {};
-  const int64_t stop = first + kOwned < p.keys ? first + kOwned : p.keys;
-  const Keys range = p.watching(first, stop);
-  for (int64_t h = head * p.group; h < (head + 1) * p.group; ++h)
-    for (int64_t query = range.begin / kTile * kTile; query < range.end; query += kTile) {
-      __syncthreads();
-      bring(q, p.q + b * p.qs.b + h * p.qs.h, p.qs.row, query, p.queries, kTile, p.depth);
-      bring(grad, g.grad + b * g.grads.b + h * g.grads.h, g.grads.row, query, p.queries, kTile,
-            p.value_depth);
-      __syncthreads();
-      for (int s = 0; s < kScores; ++s) {
-        const int i = lane + s * kShare;
-        Pair<T> pair{0, 0, 0};
-        if (query + i < p.queries && j < p.keys) {
-          const T product = dot(q + i * (p.depth + 1), k + mine * (p.depth + 1), p.depth);
-          const T of_value =
-              dot(grad + i * (p.value_depth + 1), v + mine * (p.value_depth + 1), p.value_depth);
-          pair = pair_of(p, g, b, h, query + i, j, product, of_value);
-        }
-        slopes[mine * (kTile + 1) + i] = pair.slope;
-        weights[mine * (kTile + 1) + i] = pair.weight;
-      }
-      __syncwarp();
+// ---- few queries ----
+
+// Up to kPack elements of a row, zeros behind its end.
+template <int kCount, class T>
+DEVICE Pack<T, kCount> load_pack(const T* row, int at, int size, bool aligned) {
+  if (aligned) return *reinterpret_cast<const Pack<T, kCount>*>(row + at);
+  Pack<T, kCount> pack;
 #pragma unroll
-      for (int c = 0; c < kMostColumns; ++c) {
-        const int64_t column = lane + c * kShare;
-        for (int i = 0; column < p.depth && i < kTile; ++i)
-          of_k[c] = fma(slopes[mine * (kTile + 1) + i], q[i * (p.depth + 1) + column], of_k[c]);
-        for (int i = 0; column < p.value_depth && i < kTile; ++i)
-          of_v[c] =
-              fma(weights[mine * (kTile + 1) + i], grad[i * (p.value_depth + 1) + column], of_v[c]);
+  for (int u = 0; u < kCount; ++u) pack.v[u] = at + u < size ? row[at + u] : narrow<T>(0);
+  return pack;
+}
+
+// A block has kRows rows (queries of the heads that share keys) and a part of the keys. Eight threads
+// share a key's product with all rows, a warp the softmax of a row; then each thread has some columns of
+// the output and every n-th key.
+template <class T, int kRows>
+__global__ void __launch_bounds__(kThreads)
+    attend_few(Problem<Wide<T>> p, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> y,
+               Wide<T>* lse, Cut<Wide<T>> cut, int row_tiles) {
+  using S = Wide<T>;
+  constexpr int kCount = kPack<T>, kValues = sizeof(T) == 8 ? 2 : 4, kLanes = 8;
+  int number = blockIdx.x;
+  const int part = number % cut.count;
+  number /= cut.count;
+  const int first_row = number % row_tiles * kRows, unit = number / row_tiles;
+  const int kv_heads = p.heads / p.group, kv_head = unit % kv_heads, b = unit / kv_heads;
+  const int rows = p.group * p.queries;
+  auto head_of = [&](int r) { return kv_head * p.group + (first_row + r) / p.queries; };
+  auto query_of = [&](int r) { return (first_row + r) % p.queries; };
+  const Range seen = p.visible(b, 0, p.queries);
+  const int begin = max(seen.begin, part * cut.keys);
+  const int end = max(begin, min(seen.end, (part + 1) * cut.keys));
+  const int width = cut.keys, count = end - begin;
+  const int depth = (p.depth + kCount - 1) / kCount * kCount;
+
+  Shared shared;
+  S* const queries = shared.take<S>(kRows * depth);
+  S* const weights = shared.take<S>(kRows * width);
+  S* const state = shared.take<S>(kRows * 2);
+  S* const room = shared.take<S>(kThreads * kRows * kValues);
+  for (int at = threadIdx.x; at < kRows * depth; at += kThreads) {
+    const int r = at / depth, d = at % depth;
+    const bool valid = first_row + r < rows && d < p.depth;
+    queries[at] = valid ? widen(q.at(b, head_of(r), query_of(r))[d]) : S(0);
+  }
+  __syncthreads();
+
+  // Scores. Row `lane` gets its scores by the thread of this lane.
+  const int lane = threadIdx.x % kLanes;
+  const bool has_row = lane < kRows && first_row + lane < rows;
+  const Modifier<S> modify(p, b, has_row ? head_of(lane) : 0);
+  const int my_query = query_of(lane);
+  for (int base = 0; base < count; base += kThreads / kLanes) {
+    const int at = base + threadIdx.x / kLanes;
+    S dot[kRows] = {};
+    if (at < count) {
+      const T* row = k.at(b, kv_head, begin + at);
+#pragma unroll 4
+      for (int d = lane * kCount; d < depth; d += kLanes * kCount) {
+        const Pack<T, kCount> x = load_pack<kCount>(row, d, p.depth, k.aligned);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+#pragma unroll
+          for (int u = 0; u < kCount; ++u)
+            dot[r] = fma(widen(x.v[u]), queries[r * depth + d + u], dot[r]);
       }
     }
-  if (j >= p.keys) return;
-  T* k_row = dk + b * dks.b + head * dks.h + j * dks.row;
-  T* v_row = dv + b * dvs.b + head * dvs.h + j * dvs.row;
+    S mine = 0, unused;
 #pragma unroll
-  for (int c = 0; c < kMostColumns; ++c) {
-    const int64_t column = lane + c * kShare;
-    if (column < p.depth) k_row[column] = of_k[c];
-    if (column < p.value_depth) v_row[column] = of_v[c];
+    for (int r = 0; r < kRows; ++r) {
+      const S all = warp_combine<kLanes>(dot[r], Plus{});
+      mine = lane == r ? all : mine;
+    }
+    if (lane < kRows && at < count)
+      weights[lane * width + at] =
+          has_row ? modify.score(mine, my_query, begin + at, false, unused) : -infinity<S>();
+  }
+  __syncthreads();
+
+  // Weights.
+  for (int r = threadIdx.x / 32; r < kRows; r += kThreads / 32) {
+    S* const w = weights + r * width;
+    S high = -infinity<S>(), sum = 0;
+    for (int at = threadIdx.x % 32; at < count; at += 32) high = HigherScore<S>()(high, w[at]);
+    high = warp_combine(high, HigherScore<S>());
+    const int64_t row = p.row(b, head_of(r), query_of(r));
+    const int64_t stream = row * ((p.keys + 63) / 64 * 64) + begin;
+    for (int at = threadIdx.x % 32; at < count; at += 32) {
+      const S weight = exp2_of(w[at] - base_of(high));
+      sum += weight;
+      const bool dropped =
+          p.drops && random_word(p.seed, p.offset, static_cast<uint64_t>(stream + at)) < p.least;
+      w[at] = dropped ? S(0) : p.drops ? weight * p.kept_factor : weight;
+    }
+    sum = warp_combine(sum, Plus{});
+    if (threadIdx.x % 32 == 0) state[2 * r] = high;
+    if (threadIdx.x % 32 == 0) state[2 * r + 1] = sum;
+    if (threadIdx.x % 32 != 0 || first_row + r >= rows) continue;
+    if (cut.count > 1) {
+      S* const to = cut.state + 2 * (part * p.rows() + row);
+      to[0] = high;
+      to[1] = sum;
+    } else {
+      lse[row] = log2_of_sum(high, sum);
+    }
+  }
+  __syncthreads();
+
+  // Output.
+  const int vectors = (p.value_depth + kValues - 1) / kValues;
+  int lanes = 1;
+  while (lanes < vectors && lanes < kThreads) lanes *= 2;
+  const int groups = kThreads / lanes, group = threadIdx.x / lanes;
+  for (int first = 0; first < vectors; first += lanes) {
+    const int d = (first + threadIdx.x % lanes) * kValues;
+    S out[kRows][kValues] = {};
+    if (d < p.value_depth) {
+#pragma unroll 4
+      for (int at = group; at < count; at += groups) {
+        const Pack<T, kValues> x =
+            load_pack<kValues>(v.at(b, kv_head, begin + at), d, p.value_depth, v.aligned);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+#pragma unroll
+          for (int u = 0; u < kValues; ++u)
+            out[r][u] = fma(weights[r * width + at], widen(x.v[u]), out[r][u]);
+      }
+    }
+    __syncthreads();
+    S* const here = room + static_cast<int>(threadIdx.x) * kValues;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int u = 0; u < kValues; ++u) here[r * kThreads * kValues + u] = out[r][u];
+    __syncthreads();
+    const int line = lanes * kValues;
+    for (int at = threadIdx.x; at < kRows * line; at += kThreads) {
+      const int r = at / line, e = first * kValues + at % line;
+      if (first_row + r >= rows || e >= p.value_depth) continue;
+      S all = 0;
+      for (int g = 0; g < groups; ++g) all += room[r * kThreads * kValues + g * line + at % line];
+      const int h = head_of(r), query = query_of(r);
+      const S sum = state[2 * r + 1];
+      if (cut.count > 1)
+        cut.out[(part * p.rows() + p.row(b, h, query)) * p.value_depth + e] = all;
+      else
+        y.at(b, h, query)[e] = narrow<T>(sum == 0 ? S(0) : all / sum);
+    }
   }
 }
 
-// ---- launches ----
+// Rows from their parts: a block each.
+template <class T>
+__global__ void __launch_bounds__(128)
+    combine_parts(Problem<Wide<T>> p, Heads<T> y, Wide<T>* lse, Cut<Wide<T>> cut) {
+  using S = Wide<T>;
+  const int64_t rows = p.rows(), row = blockIdx.x;
+  const int query = static_cast<int>(row % p.queries), unit = static_cast<int>(row / p.queries);
+  S high = -infinity<S>(), total = 0;
+  auto most = [&](int part) { return cut.state[2 * (part * rows + row)]; };
+  auto sum = [&](int part) { return cut.state[2 * (part * rows + row) + 1]; };
+  for (int part = 0; part < cut.count; ++part)
+    if (sum(part) != 0) high = HigherScore<S>()(high, most(part));
+  const S base = base_of(high);
+  for (int part = 0; part < cut.count; ++part)
+    if (sum(part) != 0) total += sum(part) * exp2_of(most(part) - base);
+  for (int e = threadIdx.x; e < p.value_depth; e += blockDim.x) {
+    S all = 0;
+    for (int part = 0; part < cut.count; ++part) {
+      const S share = sum(part) == 0 ? S(0) : exp2_of(most(part) - base) / total;
+      if (share != 0) all = fma(share, cut.out[(part * rows + row) * p.value_depth + e], all);
+    }
+    y.at(unit / p.heads, unit % p.heads, query)[e] = narrow<T>(all);
+  }
+  if (threadIdx.x == 0) lse[row] = log2_of_sum(high, total);
+}
 
-template <class E>
-Problem<E> problem_of(const View& q, const View& k, const View& v, const View& mask,
-                      const View& lengths, const View& slopes, double scale, double softcap,
-                      int64_t first, int64_t end, int64_t shift, double dropout, int64_t seed,
-                      int64_t offset) {
-  using T = Wide<E>;
-  Problem<E> p{};
-  p.batch = q.shape[0];
-  p.heads = q.shape[1];
-  p.group = k.shape[1] ? p.heads / k.shape[1] : 1;
-  p.queries = q.shape[2];
-  p.keys = k.shape[2];
-  p.depth = q.shape[3];
-  p.value_depth = v.shape[3];
-  if (p.depth > 256 || p.value_depth > 256)
-    throw Error("scaled_dot_product_attention: heads of more than 256 elements on CUDA");
-  p.q = data<E>(q);
-  p.k = data<E>(k);
-  p.v = data<E>(v);
-  p.qs = strides_of(q);
-  p.ks = strides_of(k);
-  p.vs = strides_of(v);
-  if (mask.data) {
-    if (mask.dtype == DType::kBool)
-      p.kept = data<uint8_t>(mask);
+template <class T>
+void combine(const Problem<Wide<T>>& p, const Heads<T>& y, Wide<T>* lse, const Cut<Wide<T>>& cut) {
+  if (cut.count > 1)
+    launch("attention", combine_parts<T>, grid_of(p.rows()), 128, 0, p, y, lse, cut);
+}
+
+template <class T, int kRows>
+void run_few(const Problem<Wide<T>>& p, const Heads<const T>& q, const Heads<const T>& k,
+             const Heads<const T>& v, const Heads<T>& y, Wide<T>* lse) {
+  const int row_tiles = static_cast<int>(divide_up(p.group * p.queries, kRows));
+  const int64_t blocks = p.units() / p.group * row_tiles;
+  const Cut<Wide<T>> cut = make_cut(p, blocks, kLeastFewKeys, kMostFewKeys);
+  const int64_t depth = divide_up(p.depth, kPack<T>) * kPack<T>;
+  const int64_t elements = kRows * (depth + cut.keys + 2 + kThreads * (sizeof(T) == 8 ? 2 : 4)) + 8;
+  launch("attention", attend_few<T, kRows>, grid_of(blocks * cut.count), kThreads,
+         static_cast<size_t>(elements) * sizeof(Wide<T>) + 64, p, q, k, v, y, lse, cut, row_tiles);
+  combine(p, y, lse, cut);
+}
+
+// ---- tensor cores ----
+
+template <int kN, class T>
+void run_16(const Problem<float>& p, const Heads<const T>& q, const Heads<const T>& k,
+            const Heads<const T>& v, const Heads<T>& y, float* lse) {
+  const int tiles = static_cast<int>(divide_up(p.queries, kTile));
+  const int64_t blocks = p.units() * tiles;
+  const Cut<float> cut = make_cut(p, blocks, kLeastTileKeys, kFar);
+  const int line = line_16(p.depth), value_line = line_16(p.value_depth);
+  const int elements = kTile * line + 2 * kStreamed<kN> * (line + value_line);
+  launch("attention", attend_16<T, kN>, grid_of(blocks * cut.count), kThreads16,
+         static_cast<size_t>(elements) * sizeof(T), p, q, k, v, y, lse, cut, tiles);
+  combine(p, y, lse, cut);
+}
+
+// ---- which of them ----
+
+template <class S>
+void attend(const Problem<S>& p, const Heads<const S>& q, const Heads<const S>& k,
+            const Heads<const S>& v, const Heads<S>& y, S* lse) {
+  const bool wide = sizeof(S) == 4 && p.value_depth > 64;
+  const int64_t columns = divide_up(p.value_depth, wide ? 128 : 64);
+  const int64_t blocks = p.units() * divide_up(p.queries, kTile) * columns;
+  const Cut<S> cut = make_cut(p, blocks, kLeastTileKeys, kFar);
+  if constexpr (sizeof(S) == 4) {
+    if (wide)
+      run_tiles<128>(p, q, k, v, y, lse, cut);
     else
-      p.bias = data<T>(mask);
-    p.masks = strides_of(mask);
-    p.mask_key = mask.shape[3] == 1 ? 0 : mask.strides[3];
+      run_tiles<64>(p, q, k, v, y, lse, cut);
+  } else {
+    run_tiles<64>(p, q, k, v, y, lse, cut);
   }
-  p.lengths = data<int64_t>(lengths);
-  p.slopes = data<T>(slopes);
-  p.scale = static_cast<T>(scale);
-  p.softcap = static_cast<T>(softcap);
-  p.first = first;
-  p.end = end;
-  p.shift = shift;
-  p.seed = static_cast<uint64_t>(seed);
-  p.offset = static_cast<uint64_t>(offset);
-  p.drops = dropout > 0;
-  p.least = dropout < 1 ? static_cast<uint32_t>(dropout * 0x1p32) : 0;
-  p.kept_factor = dropout < 1 ? static_cast<T>(1 / (1 - dropout)) : T(0);
-  return p;
-}
-
-// Elements of shared memory: owned rows of `owned` columns, tiles of `tiled`, and `squares` of pairs.
-template <class T>
-size_t shared_bytes(int64_t owned, int64_t tiled, int squares) {
-  const int64_t elements = owned * kOwned + tiled * kTile + squares * kOwned * (kTile + 1);
-  return static_cast<size_t>(elements) * sizeof(T) + 6 * 16;  // arrays begin on 16 bytes
-}
-
-template <class T>
-T* new_array(int64_t n) {
-  return static_cast<T*>(workspace(n * static_cast<int64_t>(sizeof(T))));
-}
-
-// Sums of all pairs' slopes [B, H, L, S] over the dimensions that the mask lacks.
-void sum_mask(const View& q, int64_t keys, void* slopes, const View& dmask) {
-  In all{};
-  all.data = slopes;
-  all.dtype = dmask.dtype;
-  all.ndim = 4;
-  for (int d = 0; d < 3; ++d) all.shape[d] = q.shape[d];
-  all.shape[3] = keys;
-  all.strides[3] = 1;
-  for (int d = 2; d >= 0; --d) all.strides[d] = all.strides[d + 1] * all.shape[d + 1];
-  Out sums{};
-  static_cast<View&>(sums) = dmask;
-  reduce_sum(all, sums, 1);
-}
-
-template <class T>
-void backward(const Problem<T>& p, const View& grad, const View& q, const View& y, const View& lse,
-              const View& dq, const View& dk, const View& dv, const View& dmask) {
-  const char* name = "scaled_dot_product_attention";
-  const int64_t rows = p.batch * p.heads * p.queries;
-  T* delta = new_array<T>(rows);
-  const T *g = data<T>(grad), *out = data<T>(y);
-  launch(name, make_delta<T>, blocks_for(rows, kThreads / 32), kThreads, 0, p, g, strides_of(grad),
-         out, strides_of(y), delta);
-  T* slopes = dmask.data ? new_array<T>(rows * p.keys) : nullptr;
-  const Gradients<T> all{g, data<T>(lse), delta, strides_of(grad), slopes};
-  const int64_t both = p.depth + p.value_depth + 2;
-  const unsigned heads = static_cast<unsigned>(p.heads), batch = static_cast<unsigned>(p.batch);
-  launch(name, backward_queries<T>, dim3(blocks_for(p.queries, kOwned), heads, batch), kThreads,
-         shared_bytes<T>(both, both, 1), p, all, data<T>(dq), strides_of(dq));
-  launch(name, backward_keys<T>,
-         dim3(blocks_for(p.keys, kOwned), static_cast<unsigned>(dk.shape[1]), batch), kThreads,
-         shared_bytes<T>(both, both, 2), p, all, data<T>(dk), strides_of(dk), data<T>(dv),
-         strides_of(dv));
-  if (slopes) sum_mask(q, p.keys, slopes, dmask);
+  combine(p, y, lse, cut);
 }
 
 }  // namespace
@@ -452,35 +371,35 @@ void backward(const Problem<T>& p, const View& grad, const View& q, const View& 
 bool attention(In q, In k, In v, OptIn mask, OptIn lengths, OptIn slopes, Out y, Out lse,
                double scale, double softcap, int64_t first, int64_t end, int64_t shift,
                double dropout, int64_t seed, int64_t offset) {
-  with_float("scaled_dot_product_attention", q.dtype, [&](auto zero) {
-    using E = decltype(zero);
-    const Problem<E> p = problem_of<E>(q, k, v, mask, lengths, slopes, scale, softcap, first, end,
-                                       shift, dropout, seed, offset);
-    launch("scaled_dot_product_attention", attend<E>,
-           dim3(blocks_for(p.queries, kOwned), static_cast<unsigned>(p.heads),
-                static_cast<unsigned>(p.batch)),
-           kThreads, shared_bytes<Wide<E>>(p.depth + 1, p.depth + p.value_depth + 2, 1), p,
-           data<E>(y), strides_of(y), data<Wide<E>>(lse));
-  });
-  return true;
-}
-
-bool attention_backward(In grad, In q, In k, In v, OptIn mask, OptIn lengths, OptIn slopes, In y,
-                        In lse, Out dq, Out dk, Out dv, OptOut dmask, double scale, double softcap,
-                        int64_t first, int64_t end, int64_t shift, double dropout, int64_t seed,
-                        int64_t offset) {
-  auto run = [&](auto zero) {
+  if (numel(lse) == 0) return true;
+  with_float("attention", q.dtype, [&](auto zero) {
     using T = decltype(zero);
-    backward(problem_of<T>(q, k, v, mask, lengths, slopes, scale, softcap, first, end, shift,
-                           dropout, seed, offset),
-             grad, q, y, lse, dq, dk, dv, dmask);
-  };
-  if (q.dtype == DType::kFloat32)
-    run(float{});
-  else if (q.dtype == DType::kFloat64)
-    run(double{});
-  else
-    unsupported("scaled_dot_product_attention", q.dtype);
+    using S = Wide<T>;
+    const Problem<S> p = problem<S>(q, k, v, mask, lengths, slopes, scale, softcap, first, end,
+                                    shift, dropout, seed, offset);
+    S* const sums = data<S>(lse);
+    const Heads<const T> rows = heads_of<const T>(q), keys = heads_of<const T>(k);
+    const Heads<const T> values = heads_of<const T>(v);
+    const Heads<T> out = heads_of<T>(y);
+    [[maybe_unused]] const bool aligned =
+        rows.aligned && keys.aligned && values.aligned && out.aligned;
+    if (p.queries <= kFewQueries && p.depth <= 1024) {
+      const auto run = p.group * p.queries == 1 ? run_few<T, 1> : run_few<T, kFewRows>;
+      run(p, rows, keys, values, out, sums);
+    } else if constexpr (std::is_same_v<T, S>) {
+      attend(p, rows, keys, values, out, sums);
+    } else if (takes_16(q.dtype, p.depth, p.value_depth, aligned)) {
+      const int widest = p.depth > p.value_depth ? p.depth : p.value_depth;
+      const auto run = widest <= 64    ? run_16<64, T>
+                       : widest <= 128 ? run_16<128, T>
+                                       : run_16<256, T>;
+      run(p, rows, keys, values, out, sums);
+    } else {
+      const Heads<float> wide = heads_in_workspace<float>(y);
+      attend(p, widened<T>(q), widened<T>(k), widened<T>(v), wide, sums);
+      convert<float, T>(y, constant(wide), out);
+    }
+  });
   return true;
 }
 

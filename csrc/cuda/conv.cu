@@ -7,9 +7,13 @@
 // small kernel makes first. The weight's gradient is cut into parts of the pixels, added in order.
 // Groups of few channels (depthwise ones, the first layers of small nets) go without tiles: a thread
 // per output, a block per weight.
+// On tensor cores (sm_80; float16 also sm_75) images are channels-last, in a copy if they are not, and
+// channels fill chunks of 16 bytes: then K = (tap, channel), and a chunk of channels at a pixel and a
+// tap is one asynchronous copy, or zeros. Results are written to any strides.
 //
 // Arrays have any strides: planes, channels-last. The weight is contiguous. Floor: 2 * outputs * K *
 // pixels operations. Not measured on a device yet.
+#include "divider.cuh"
 #include "gemm.cuh"
 
 namespace grebe::cuda {
@@ -244,6 +248,195 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// ---- tensor cores ----
+
+// The windows of an image in channels-last memory: owner pixel i (of rows x columns each) sees, at tap
+// t, the image's pixel owner * step + offset + t * dilation, divided by `apart` if it divides that.
+// Forward the image is x and owners are outputs; for the input's gradient it is the outputs' gradient
+// and owners are inputs.
+struct WindowAxis {
+  int32_t size, step, offset, dilation;
+  Divider apart;
+
+  DEVICE int32_t start(int64_t owner) const { return static_cast<int32_t>(owner) * step + offset; }
+  // -1: outside.
+  DEVICE int32_t position(int32_t start, int32_t tap) const {
+    int32_t at = start + tap * dilation;
+    if (at < 0) return -1;
+    if (apart.divisor > 1) {
+      if (apart.remainder(at) != 0) return -1;
+      at = static_cast<int32_t>(apart(at));
+    }
+    return at < size ? at : -1;
+  }
+};
+template <class T>
+struct WindowImage {
+  const T* data;  // of the group
+  WindowAxis h, w;
+  Divider rows, columns, channels, kernel_w;  // owners' rows and columns; channels of a group
+  int64_t pixel;  // elements from pixel to pixel
+
+  struct Owner {
+    int64_t image;
+    int32_t h, w;
+  };
+  struct Tap {
+    int32_t channel, h, w;
+  };
+  DEVICE Owner owner(int64_t i) const {
+    const int64_t row = columns(i), n = rows(row);
+    return {n * h.size * w.size * pixel, h.start(row - n * rows.divisor),
+            w.start(i - row * columns.divisor)};
+  }
+  DEVICE Tap tap(int64_t k) const {
+    const int64_t t = channels(k), row = kernel_w(t);
+    return {static_cast<int32_t>(k - t * channels.divisor), static_cast<int32_t>(row),
+            static_cast<int32_t>(t - row * kernel_w.divisor)};
+  }
+  DEVICE const T* find(const Owner& o, const Tap& t) const {
+    const int32_t y = h.position(o.h, t.h), x = w.position(o.w, t.w);
+    if (y < 0 || x < 0) return nullptr;
+    return data + o.image + (static_cast<int64_t>(y) * w.size + x) * pixel + t.channel;
+  }
+  DEVICE Wide<T> at(int64_t i, int64_t k) const {
+    const T* found = find(owner(i), tap(k));
+    return found ? widen(*found) : Wide<T>(0);
+  }
+};
+// Rows of A are owners; k is an element of K.
+template <class T>
+struct WindowRows : WindowImage<T> {
+  using Place = typename WindowImage<T>::Owner;
+  DEVICE Place place(int64_t i) const { return this->owner(i); }
+  DEVICE const T* chunk(const Place& o, int64_t, int64_t k) const {
+    return this->find(o, this->tap(k));
+  }
+};
+// Columns of B are elements of K; k is an owner.
+template <class T>
+struct WindowColumns : WindowImage<T> {
+  using Place = typename WindowImage<T>::Tap;
+  DEVICE Place place(int64_t j) const { return this->tap(j); }
+  DEVICE const T* chunk(const Place& t, int64_t, int64_t k) const {
+    return this->find(this->owner(k), t);
+  }
+};
+
+template <class T>
+struct ConvTile;
+template <>
+struct ConvTile<float> {
+  template <bool kAAlongK, bool kBAlongK>
+  using type = Tf32Tile<kAAlongK, kBAlongK>;
+};
+template <>
+struct ConvTile<bf16> {
+  template <bool kAAlongK, bool kBAlongK>
+  using type = MmaTile<bf16, kAAlongK, kBAlongK>;
+};
+template <>
+struct ConvTile<half> {
+  template <bool kAAlongK, bool kBAlongK>
+  using type = MmaTile<half, kAAlongK, kBAlongK>;
+};
+
+constexpr int kTileSize = 128;
+
+// y[owner, channel] = windows times the weight [groups][channels][K], plus bias.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    multiply_windows(WindowRows<T> windows, const T* weight, const T* bias, T* y, Image strides,
+                     int64_t owners, int64_t channels, int64_t depth) {
+  using Tile = typename ConvTile<T>::template type<true, true>;
+  const int64_t i0 = static_cast<int64_t>(blockIdx.x) * kTileSize,
+                j0 = static_cast<int64_t>(blockIdx.y) * kTileSize, group = blockIdx.z;
+  windows.data += group * windows.channels.divisor;
+  const Operand<T> right{weight + group * channels * depth, depth, 1};
+  Shared shared;
+  Tile tile(shared);
+  tile.multiply(windows, i0, owners, right, j0, channels, 0, depth);
+  tile.for_each([&](int i, int j, float sum) {
+    if (i0 + i >= owners || j0 + j >= channels) return;
+    if (Tile::kSplits && sum - sum != 0) {  // what operands of infinity really give
+      sum = 0;
+      for (int64_t k = 0; k < depth; ++k)
+        sum = fma(windows.at(i0 + i, k), right.at(j0 + j, k), sum);
+    }
+    const Pixel o = pixel_of(i0 + i, windows.rows.divisor, windows.columns.divisor);
+    const int64_t c = group * channels + j0 + j;
+    if (bias) sum += widen(bias[c]);
+    y[o.n * strides.n + c * strides.c + o.h * strides.h + o.w * strides.w] = narrow<T>(sum);
+  });
+}
+
+// partials [parts, groups, outputs, K] = the gradient (channels-last) times windows, by parts of the
+// pixels. Blocks along z: groups times parts.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    multiply_gradients(WindowColumns<T> windows, const T* grad, int64_t groups, int64_t outputs,
+                       int64_t depth, int64_t pixels, int64_t part, float* partials) {
+  using Tile = typename ConvTile<T>::template type<false, false>;
+  const int64_t i0 = static_cast<int64_t>(blockIdx.x) * kTileSize,
+                j0 = static_cast<int64_t>(blockIdx.y) * kTileSize;
+  const int64_t group = blockIdx.z % groups, begin = blockIdx.z / groups * part;
+  const int64_t end = begin + part < pixels ? begin + part : pixels;
+  windows.data += group * windows.channels.divisor;
+  const Operand<T> left{grad + group * outputs, 1, groups * outputs};
+  Shared shared;
+  Tile tile(shared);
+  tile.multiply(left, i0, outputs, windows, j0, depth, begin, end);
+  float* to = partials + static_cast<int64_t>(blockIdx.z) * outputs * depth;
+  tile.for_each([&](int i, int j, float sum) {
+    if (i0 + i >= outputs || j0 + j >= depth) return;
+    if (Tile::kSplits && sum - sum != 0) {
+      sum = 0;
+      for (int64_t k = begin; k < end; ++k)
+        sum = fma(left.at(i0 + i, k), windows.at(k, j0 + j), sum);
+    }
+    to[(i0 + i) * depth + j0 + j] = sum;
+  });
+}
+
+// [rows, a, b] -> [rows, b, a]; with parts the sums of `parts` such arrays, in order.
+template <class From, class To>
+__global__ void __launch_bounds__(kThreads)
+    swap_dimensions(int64_t rows, int64_t a, int64_t b, int64_t parts, const From* from, To* to) {
+  const int64_t size = rows * a * b;
+  for (int64_t at = thread_number(); at < size; at += thread_count()) {
+    const int64_t row = at / (a * b), j = at / a % b, i = at % a;
+    const From* element = from + (row * a + i) * b + j;
+    Wide<From> sum = 0;
+    for (int64_t k = 0; k < parts; ++k) sum += widen(element[k * size]);
+    to[at] = narrow<To>(sum);
+  }
+}
+
+// An image in channels-last memory: 32 x 32 tiles of channels and columns by way of shared memory.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    copy_channels_last(const T* x, Image strides, int64_t channels, int64_t height, int64_t width,
+                       T* to) {
+  constexpr int kSide = 32;
+  Shared shared;
+  T* tile = shared.take<T>(kSide * (kSide + 2));
+  const int64_t row = blockIdx.x, n = row / height, h = row % height;
+  const int64_t c0 = static_cast<int64_t>(blockIdx.y) * kSide,
+                w0 = static_cast<int64_t>(blockIdx.z) * kSide;
+  const int lane = threadIdx.x % kSide, first = threadIdx.x / kSide;
+  const bool along_w = strides.w == 1;
+  for (int i = first; i < kSide; i += kThreads / kSide) {
+    const int c = along_w ? i : lane, w = along_w ? lane : i;
+    if (c0 + c < channels && w0 + w < width)
+      tile[c * (kSide + 2) + w] =
+          x[n * strides.n + (c0 + c) * strides.c + h * strides.h + (w0 + w) * strides.w];
+  }
+  __syncthreads();
+  for (int w = first; w < kSide; w += kThreads / kSide)
+    if (c0 + lane < channels && w0 + w < width)
+      to[(row * width + w0 + w) * channels + c0 + lane] = tile[lane * (kSide + 2) + w];
+}
+
 // ---- groups of few channels ----
 
 template <class T>
@@ -344,8 +537,150 @@ dim3 tiles_of(int64_t pixels, int64_t channels, int64_t groups) {
   return dim3(blocks_for(pixels, 64), blocks_for(channels, 64), static_cast<unsigned>(groups));
 }
 
+// ---- launches on tensor cores; false: not for them ----
+
+template <class T>
+bool fits_tensor_cores(const Problem& p) {
+  constexpr int64_t kLeastWork = 16, kMostSize = int64_t{1} << 28;
+  if constexpr (sizeof(T) == 8) return false;
+  if (compute_capability() < (std::is_same_v<T, half> ? 75 : 80)) return false;
+  if (p.channels % kPack<T> || p.outputs % kPack<T>) return false;
+  if (p.channels < kLeastWork || p.outputs < kLeastWork) return false;
+  return p.in_pixels() < kMostSize && p.out_pixels() < kMostSize &&
+         p.dilation_h * p.kernel_h + p.pad_h < kMostSize &&
+         p.dilation_w * p.kernel_w + p.pad_w < kMostSize && p.in_h * p.stride_h < kMostSize &&
+         p.in_w * p.stride_w < kMostSize;
+}
+
+// `x` itself if it lies in channels-last memory, else a copy that does.
+template <class T>
+const T* channels_last(const T* x, const Image& s, int64_t n, int64_t channels, int64_t height,
+                       int64_t width) {
+  if (is_aligned(x) && s.c == 1 && s.w == channels && s.h == width * channels &&
+      (s.n == height * s.h || n == 1))
+    return x;
+  T* copy =
+      static_cast<T*>(workspace(n * channels * height * width * static_cast<int64_t>(sizeof(T))));
+  launch("conv2d", copy_channels_last<T>,
+         dim3(static_cast<unsigned>(n * height), blocks_for(channels, 32), blocks_for(width, 32)),
+         kThreads, 32 * 34 * sizeof(T), x, s, channels, height, width, copy);
+  return copy;
+}
+template <class T>
+const T* inputs_channels_last(const Problem& p, const T* x) {
+  return channels_last(x, p.x, p.batch, p.groups * p.channels, p.in_h, p.in_w);
+}
+template <class T>
+const T* outputs_channels_last(const Problem& p, const T* y) {
+  return channels_last(y, p.y, p.batch, p.groups * p.outputs, p.out_h, p.out_w);
+}
+
+int32_t narrowed(int64_t n) { return static_cast<int32_t>(n); }
+
+// The windows of x that the outputs see.
+template <class T>
+WindowImage<T> windows_of(const Problem& p, const T* x) {
+  return {x,
+          {narrowed(p.in_h), narrowed(p.stride_h), narrowed(-p.pad_h), narrowed(p.dilation_h),
+           Divider(1)},
+          {narrowed(p.in_w), narrowed(p.stride_w), narrowed(-p.pad_w), narrowed(p.dilation_w),
+           Divider(1)},
+          Divider(p.out_h),
+          Divider(p.out_w),
+          Divider(p.channels),
+          Divider(p.kernel_w),
+          p.groups * p.channels};
+}
+// The windows of the outputs' gradient that the inputs see.
+template <class T>
+WindowImage<T> gradient_windows_of(const Problem& p, const T* grad) {
+  return {grad,
+          {narrowed(p.out_h), 1, narrowed(p.pad_h), narrowed(-p.dilation_h), Divider(p.stride_h)},
+          {narrowed(p.out_w), 1, narrowed(p.pad_w), narrowed(-p.dilation_w), Divider(p.stride_w)},
+          Divider(p.in_h),
+          Divider(p.in_w),
+          Divider(p.outputs),
+          Divider(p.kernel_w),
+          p.groups * p.outputs};
+}
+
+dim3 wide_tiles_of(int64_t rows, int64_t columns, int64_t layers) {
+  return dim3(blocks_for(rows, kTileSize), blocks_for(columns, kTileSize),
+              static_cast<unsigned>(layers));
+}
+
+template <class T>
+bool forward_on_tensor_cores(const Problem& p, const T* x, const T* w, const T* bias, T* y) {
+  if constexpr (sizeof(T) < 8) {
+    if (!fits_tensor_cores<T>(p)) return false;
+    const int64_t depth = p.channels * p.taps(), rows = p.groups * p.outputs;
+    T* turned = static_cast<T*>(workspace(rows * depth * static_cast<int64_t>(sizeof(T))));
+    launch("conv2d", swap_dimensions<T, T>, blocks_for(rows * depth, kThreads), kThreads, 0, rows,
+           p.channels, p.taps(), 1, w, turned);
+    const WindowRows<T> windows{windows_of(p, inputs_channels_last(p, x))};
+    launch("conv2d", multiply_windows<T>, wide_tiles_of(p.out_pixels(), p.outputs, p.groups),
+           kThreads, ConvTile<T>::template type<true, true>::kSharedBytes, windows,
+           static_cast<const T*>(turned), bias, y, p.y, p.out_pixels(), p.outputs, depth);
+    return true;
+  }
+  return false;
+}
+
+template <class T>
+bool grad_input_on_tensor_cores(const Problem& p, const T* grad, const T* w, T* gx) {
+  if constexpr (sizeof(T) < 8) {
+    if (!fits_tensor_cores<T>(p)) return false;
+    const int64_t depth = p.outputs * p.taps(), size = p.groups * p.channels * depth;
+    // [groups][outputs][channels x taps] -> [groups][channels x taps][outputs]: then a row of the
+    // product's right operand has (tap, output) behind each other for a channel.
+    T* turned = static_cast<T*>(workspace(size * static_cast<int64_t>(sizeof(T))));
+    launch("conv2d", swap_dimensions<T, T>, blocks_for(size, kThreads), kThreads, 0, p.groups,
+           p.outputs, p.channels * p.taps(), 1, w, turned);
+    const WindowRows<T> windows{gradient_windows_of(p, outputs_channels_last(p, grad))};
+    launch("conv2d", multiply_windows<T>, wide_tiles_of(p.in_pixels(), p.channels, p.groups),
+           kThreads, ConvTile<T>::template type<true, true>::kSharedBytes, windows,
+           static_cast<const T*>(turned), static_cast<const T*>(nullptr), gx, p.x, p.in_pixels(),
+           p.channels, depth);
+    return true;
+  }
+  return false;
+}
+
+// Parts of the pixels, so that there are enough blocks.
+int64_t part_of_pixels(const Problem& p, int64_t tiles) {
+  int64_t parts = divide_up(kEnoughTiles, tiles ? tiles : 1);
+  const int64_t most = p.out_pixels() / kLeastPart;
+  parts = parts < most ? parts : most;
+  parts = parts < 1 ? 1 : parts < kMostParts ? parts : kMostParts;
+  return divide_up(p.out_pixels(), parts);
+}
+
+template <class T>
+bool grad_weight_on_tensor_cores(const Problem& p, const T* grad, const T* x, T* gw) {
+  if constexpr (sizeof(T) < 8) {
+    if (!fits_tensor_cores<T>(p)) return false;
+    const int64_t depth = p.channels * p.taps(), rows = p.groups * p.outputs;
+    const int64_t tiles = divide_up(depth, kTileSize) * divide_up(p.outputs, kTileSize) * p.groups;
+    const int64_t part = part_of_pixels(p, tiles), parts = divide_up(p.out_pixels(), part);
+    float* partials =
+        static_cast<float*>(workspace(parts * rows * depth * static_cast<int64_t>(sizeof(float))));
+    const WindowColumns<T> windows{windows_of(p, inputs_channels_last(p, x))};
+    launch("conv2d", multiply_gradients<T>, wide_tiles_of(p.outputs, depth, p.groups * parts),
+           kThreads, ConvTile<T>::template type<false, false>::kSharedBytes, windows,
+           outputs_channels_last(p, grad), p.groups, p.outputs, depth, p.out_pixels(), part,
+           partials);
+    launch("conv2d", swap_dimensions<float, T>, blocks_for(rows * depth, kThreads), kThreads, 0,
+           rows, p.taps(), p.channels, parts, static_cast<const float*>(partials), gw);
+    return true;
+  }
+  return false;
+}
+
+// ---- which way ----
+
 template <class T>
 void forward(const Problem& p, const T* x, const T* w, const T* bias, T* y) {
+  if (forward_on_tensor_cores(p, x, w, bias, y)) return;
   if (p.outputs <= kFewChannels) {
     const int64_t size = p.out_pixels() * p.groups * p.outputs;
     launch("conv2d", forward_direct<T>, blocks_for(size, kThreads), kThreads, 0, p, x, w, bias, y);
@@ -357,6 +692,7 @@ void forward(const Problem& p, const T* x, const T* w, const T* bias, T* y) {
 
 template <class T>
 void grad_input(const Problem& p, const T* grad, const T* w, T* gx) {
+  if (grad_input_on_tensor_cores(p, grad, w, gx)) return;
   if (p.channels <= kFewChannels) {
     const int64_t size = p.in_pixels() * p.groups * p.channels;
     launch("conv2d", grad_input_direct<T>, blocks_for(size, kThreads), kThreads, 0, p, grad, w, gx);
@@ -369,17 +705,14 @@ void grad_input(const Problem& p, const T* grad, const T* w, T* gx) {
 template <class T>
 void grad_weight(const Problem& p, const T* grad, const T* x, T* gw) {
   const int64_t depth = p.channels * p.taps(), size = p.groups * p.outputs * depth;
+  if (grad_weight_on_tensor_cores(p, grad, x, gw)) return;
   if (p.outputs <= kFewChannels && size <= kFewWeights) {
     launch("conv2d", grad_weight_direct<T>, static_cast<unsigned>(size), kThreads,
            kThreads / 32 * sizeof(double), p, grad, x, gw);
     return;
   }
   const int64_t tiles = divide_up(depth, 64) * divide_up(p.outputs, 64) * p.groups;
-  int64_t parts = divide_up(kEnoughTiles, tiles ? tiles : 1);
-  const int64_t most = p.out_pixels() / kLeastPart;
-  parts = parts < most ? parts : most;
-  parts = parts < 1 ? 1 : parts < kMostParts ? parts : kMostParts;
-  const int64_t part = divide_up(p.out_pixels(), parts);
+  const int64_t part = part_of_pixels(p, tiles), parts = divide_up(p.out_pixels(), part);
   Wide<T>* partials =
       static_cast<Wide<T>*>(workspace(parts * size * static_cast<int64_t>(sizeof(Wide<T>))));
   launch("conv2d", grad_weight_tiles<T>, tiles_of(depth, p.outputs, p.groups * parts), kThreads,

@@ -65,6 +65,7 @@ struct Fiber {
   bool done;
   const char* waits_for;
   Groups copies;  // cp.async
+  Groups stores;  // cp.async.bulk from shared memory
 };
 
 // Who has arrived at a warp operation or a barrier.
@@ -96,6 +97,7 @@ struct Block {
 struct Options {
   bool lazy = true;
   uint64_t seed = 0;  // 0: threads run in order
+  int capability = 90;  // what compute_capability() says
 };
 
 struct Counts {
@@ -182,6 +184,7 @@ inline void wait_for(const char* what) {
   if (machine.ready.empty())
     return grebe_switch_stack(&me->stack_pointer, machine.main_stack_pointer);
   machine.current = take_ready();
+  if (machine.current == me) return;
   grebe_switch_stack(&me->stack_pointer, machine.current->stack_pointer);
 }
 
@@ -194,6 +197,10 @@ inline void wake(std::vector<Fiber*>& waiting) {
 inline void yield() {
   machine.ready.push_back(machine.current);
   wait_for("another thread's write");
+}
+// Where others may overtake a thread that has told them to go on: with a seed, now and then.
+inline void perhaps_yield() {
+  if (options.seed && random_below(2)) yield();
 }
 
 // ---- rendezvous ----
@@ -231,7 +238,7 @@ inline int threads_alive() {
   return n;
 }
 
-// A thread that ends counts as arrived at the barriers of all threads.
+// A thread that ends counts as arrived at the cluster's barrier.
 inline void release_complete(Rendezvous& r, int expected) {
   if (r.arrived == 0 || r.arrived < expected) return;
   r.arrived = 0;
@@ -241,11 +248,13 @@ inline void release_complete(Rendezvous& r, int expected) {
 inline void run_fiber() {
   (*machine.kernel)();
   Fiber* me = machine.current;
+  if (me->block->barriers[0].arrived) fail("a thread ends while others wait in __syncthreads");
   me->done = true;
-  for (Action& action : me->copies.open) action();
-  me->copies.wait(0);
+  for (Groups* groups : {&me->copies, &me->stores}) {
+    groups->commit();
+    groups->wait(0);
+  }
   --me->block->alive;
-  release_complete(me->block->barriers[0], me->block->alive);
   release_complete(machine.cluster_barrier, threads_alive());
   void* unused;
   grebe_switch_stack(&unused, machine.main_stack_pointer);
@@ -254,24 +263,34 @@ inline void run_fiber() {
 
 // ---- shared memory ----
 
+// Bulk copies and matrix products permute the 16-byte chunks of every 1024 bytes, as a function of
+// the address: chunk c of row r of 128 bytes lies at c ^ r.
+inline uint32_t swizzle(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+
 // Address of a pointer into shared memory: its offset, with the block's rank + 1 in the highest
 // byte if it is another block's of the cluster.
+inline uint32_t address_in(uint32_t rank, uint32_t address) {
+  return (rank + 1) << 24 | (address & 0xffffff);
+}
 inline uint32_t shared_address(const void* pointer) {
   const char* p = static_cast<const char*>(pointer);
   for (const Block& b : *machine.cluster) {
     if (p < b.shared || p > b.shared + machine.shared_bytes) continue;
     const uint32_t offset = static_cast<uint32_t>(p - b.shared);
-    return b.rank == machine.current->block->rank ? offset : (b.rank + 1) << 24 | offset;
+    return b.rank == machine.current->block->rank ? offset : address_in(b.rank, offset);
   }
   fail("a pointer outside shared memory where one into it is expected");
 }
 inline Block& block_of(uint32_t address) {
   const uint32_t rank = address >> 24;
-  return rank ? machine.cluster->at(rank - 1) : *machine.current->block;
+  if (rank > machine.cluster->size()) fail("a block outside the cluster");
+  Block& block = rank ? (*machine.cluster)[rank - 1] : *machine.current->block;
+  if (block.alive == 0) fail("the shared memory of a block that has ended");
+  return block;
 }
 // `address` as seen from all blocks of the cluster.
 inline uint32_t everywhere(uint32_t address) {
-  return address >> 24 ? address : (machine.current->block->rank + 1) << 24 | address;
+  return address >> 24 ? address : address_in(machine.current->block->rank, address);
 }
 inline char* shared_pointer(uint32_t address, size_t bytes) {
   const uint32_t offset = address & 0xffffff;
@@ -294,6 +313,20 @@ inline void complete(Mbarrier& m) {
   m.phase ^= 1;
   m.pending = m.count;
   wake(m.waiting);
+}
+inline void arrive(Mbarrier& m, int64_t bytes) {
+  if (m.pending == 0) fail("an mbarrier that has all its arrivals gets one more");
+  m.bytes += bytes;
+  --m.pending;
+  complete(m);
+}
+
+// Bulk copies into shared memory: now, or when no thread can go on.
+inline void start_asynchronous(Action action) {
+  if (options.lazy)
+    machine.asynchronous.push_back(std::move(action));
+  else
+    action();
 }
 
 // ---- launch ----
@@ -318,6 +351,7 @@ inline void start(Fiber& f, char* stack) {
   f.stack_pointer = top;
   f.done = false;
   f.copies = {};
+  f.stores = {};
   machine.ready.push_back(&f);
 }
 
@@ -341,7 +375,10 @@ inline void run_cluster(std::vector<Block>& blocks, char* stacks) {
       grebe_switch_stack(&machine.main_stack_pointer, machine.current->stack_pointer);
       if (!machine.error.empty()) throw std::runtime_error(std::exchange(machine.error, {}));
     } else if (!machine.asynchronous.empty()) {
-      Action action = std::move(machine.asynchronous.front());
+      if (options.seed)
+        std::swap(machine.asynchronous.front(),
+                  machine.asynchronous[random_below(machine.asynchronous.size())]);
+      const Action action = std::move(machine.asynchronous.front());
       machine.asynchronous.pop_front();
       action();
     } else if (threads_alive()) {
@@ -442,7 +479,9 @@ struct alignas(16) uint4 {
 
 inline void __syncthreads() {
   grebe::emulator::Block& b = *grebe::emulator::machine.current->block;
-  grebe::emulator::arrive(b.barriers[0], b.alive, "__syncthreads");
+  const int threads = static_cast<int>(b.fibers.size());
+  if (b.alive < threads) grebe::emulator::fail("__syncthreads where some threads have ended");
+  grebe::emulator::arrive(b.barriers[0], threads, "__syncthreads");
 }
 inline void __syncwarp(uint32_t mask = ~0u) {
   grebe::emulator::collective("__syncwarp", mask, nullptr, [](void**) {});
@@ -514,3 +553,6 @@ inline T atomicAdd(T* address, T value) {
   return old;
 }
 inline void __threadfence() {}
+// Products that no addition absorbs; the host's compiler makes no fused operations of plain ones.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }

@@ -16,8 +16,10 @@ namespace grebe::cuda {
 namespace {
 
 // One matrix operand of a tile product: element (i, k), where i is the row of A or the column of B.
-// FmaTile takes any type with these three functions: it calls `settle` once, with the only i for
-// which a thread will ask if along_i() is true.
+// FmaTile takes any type with the first three functions: it calls `settle` once, with the only i for
+// which a thread will ask if along_i() is true. The tiles on tensor cores take any type with the
+// others: chunk gives the 16 bytes from (i, k) on, nullptr for zeros, and what is costly to find of
+// i is kept in a Place.
 template <class T>
 struct Operand {
   const T* data;
@@ -26,6 +28,12 @@ struct Operand {
   DEVICE bool along_i() const { return i_stride == 1; }  // do neighbouring threads differ in i?
   DEVICE void settle(int64_t) {}
   DEVICE Wide<T> at(int64_t i, int64_t k) const { return widen(data[i * i_stride + k * k_stride]); }
+
+  struct Place {};  // registers are scarce
+  DEVICE Place place(int64_t) const { return {}; }
+  DEVICE const T* chunk(Place, int64_t i, int64_t k) const {
+    return data + i * i_stride + k * k_stride;
+  }
 };
 
 // ---- FMA ----
@@ -180,19 +188,33 @@ struct Slice {
     return offset(row, at / kChunk) + at % kChunk;
   }
 
-  // Starts the copies of A[i0.., k0..); what lies outside becomes zero.
-  static DEVICE void fetch(T* slice, const Operand<T>& x, int64_t i0, int64_t size, int64_t k0,
-                           int64_t k_end) {
-#pragma unroll
-    for (int n = 0; n < kRowCount * kChunks / kThreads; ++n) {
-      const int t = threadIdx.x + n * kThreads, row = t / kChunks, chunk = t % kChunks;
-      const int64_t i = i0 + (kAlongK ? row : chunk * kChunk);
-      const int64_t k = k0 + (kAlongK ? chunk * kChunk : row);
-      const bool valid = i < size && k < k_end;
-      const T* from = x.data + (valid ? i * x.i_stride + k * x.k_stride : 0);
-      copy_async(slice + offset(row, chunk), from, valid);
+  // The chunks of the slices of X that one thread brings: always the same rows of A (columns of B).
+  template <class X>
+  struct Fetcher {
+    static constexpr int kCount = kRowCount * kChunks / kThreads;
+    const X x;
+    typename X::Place places[kCount];
+    int64_t i0, size;
+
+    static DEVICE int row(int n) {
+      return (static_cast<int>(threadIdx.x) + n * kThreads) / kChunks;
     }
-  }
+    static DEVICE int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+    DEVICE int64_t i(int n) const { return i0 + (kAlongK ? row(n) : chunk() * kChunk); }
+    DEVICE Fetcher(const X& x, int64_t i0, int64_t size) : x(x), i0(i0), size(size) {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) places[n] = x.place(i(n) < size ? i(n) : 0);
+    }
+    // Starts the copies of the slice that begins at k0; what lies outside becomes zero.
+    DEVICE void fetch(T* slice, int64_t k0, int64_t k_end) const {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+        const int64_t k = k0 + (kAlongK ? chunk() * kChunk : row(n));
+        const T* from = i(n) < size && k < k_end ? x.chunk(places[n], i(n), k) : nullptr;
+        copy_async(slice + offset(row(n), chunk()), from ? from : x.data, from != nullptr);
+      }
+    }
+  };
 };
 
 // What the two engines on tensor cores share: 128x128 results by 8 warps of 64x32, slices brought
@@ -222,14 +244,17 @@ struct WarpTiles {
   static DEVICE int warp_row() { return static_cast<int>(threadIdx.x) / 32 / 4 * kWarpM; }
   static DEVICE int warp_column() { return static_cast<int>(threadIdx.x) / 32 % 4 * kWarpN; }
 
-  DEVICE void multiply(const Operand<T>& x, int64_t i0, int64_t m, const Operand<T>& y, int64_t j0,
-                       int64_t n, int64_t k_begin, int64_t k_end) {
+  template <class X, class Y>
+  DEVICE void multiply(const X& x, int64_t i0, int64_t m, const Y& y, int64_t j0, int64_t n,
+                       int64_t k_begin, int64_t k_end) {
+    const typename A::template Fetcher<X> left(x, i0, m);
+    const typename B::template Fetcher<Y> right(y, j0, n);
     const int64_t slices = (k_end - k_begin + kDepth - 1) / kDepth;
     auto bring = [&](int64_t s) {
       if (s < slices) {
         const int64_t stage = s % kStages, k = k_begin + s * kDepth;
-        A::fetch(a + stage * A::kElements, x, i0, m, k, k_end);
-        B::fetch(b + stage * B::kElements, y, j0, n, k, k_end);
+        left.fetch(a + stage * A::kElements, k, k_end);
+        right.fetch(b + stage * B::kElements, k, k_end);
       }
       copy_async_commit();
     };

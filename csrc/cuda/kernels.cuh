@@ -25,8 +25,19 @@ struct Error : std::runtime_error {
 void* current_stream();
 // Memory on the device until the end of the running operation.
 void* workspace(int64_t bytes);
+size_t workspaces();
+void release_workspaces(size_t kept);
+// At its end lets the workspaces go that were made since: what comes next on the stream may use them.
+struct Scope {
+  const size_t kept = workspaces();
+  Scope() = default;
+  Scope(const Scope&) = delete;
+  ~Scope() { release_workspaces(kept); }
+};
 // 10 times the current device's: 80 for sm_80.
 int compute_capability();
+// How many blocks run at once that fill a multiprocessor each.
+int multiprocessors();
 [[noreturn]] void unsupported(const char* name, DType dtype);
 
 // ---- launching ----

@@ -9,6 +9,7 @@
 // Floor: 2 m n k operations at the tensor cores' peak (a third of TF32's for float32), or the bytes
 // of the operands where one of m, n, k is small. Not measured on a device yet.
 #include "gemm.cuh"
+#include "gemm_sm90.cuh"
 
 namespace grebe::cuda {
 namespace {
@@ -248,14 +249,126 @@ using Bf16Tile = MmaTile<bf16, kAAlongK, kBAlongK>;
 template <bool kAAlongK, bool kBAlongK>
 using HalfTile = MmaTile<half, kAAlongK, kBAlongK>;
 
+// ---- warpgroups (gemm_sm90.cuh) ----
+
+// Batch dimensions that continue each other as one; false: more than one is left.
+template <class T>
+bool merge_batch(Problem<T>& p) {
+  Batch& t = p.batch;
+  int kept = 0;
+  for (int d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] == 1) continue;
+    const int64_t n = t.shape[d];
+    const bool continues = kept > 0 && t.a[kept - 1] == n * t.a[d] && t.b[kept - 1] == n * t.b[d] &&
+                           t.c[kept - 1] == n * t.c[d];
+    if (!continues) t.shape[kept++] = 1;
+    t.shape[kept - 1] *= n;
+    t.a[kept - 1] = t.a[d];
+    t.b[kept - 1] = t.b[d];
+    t.c[kept - 1] = t.c[d];
+  }
+  t.ndim = kept;
+  return kept <= 1;
+}
+
+// An operand in batches as bulk copies take it: dense in one dimension, rows and items apart.
+template <class T>
+struct MappedOperand {
+  const T* data;
+  bool along_k;
+  int64_t width, rows, items, row_stride, item_stride;
+
+  bool set(const Operand<T>& x, int64_t size, int64_t k, int64_t count, int64_t step) {
+    data = x.data;
+    along_k = x.k_stride == 1;
+    if (!along_k && x.i_stride != 1) return false;
+    width = along_k ? k : size;
+    rows = along_k ? size : k;
+    row_stride = along_k ? x.i_stride : x.k_stride;
+    items = step == 0 ? 1 : count;
+    item_stride = step == 0 ? row_stride : step;
+    return is_aligned(data) && row_stride >= width && row_stride % kPack<T> == 0 &&
+           item_stride > 0 && item_stride % kPack<T> == 0;
+  }
+  // For boxes of a tile's `box_rows` rows if dense along k, else of 64 by the depth of a slice.
+  TensorMap map(int box_rows, int depth) const {
+    const int64_t shape[3] = {width, rows, items}, strides[3] = {1, row_stride, item_stride};
+    const int box[3] = {64, along_k ? box_rows : depth, 1};
+    return make_tensor_map(data, 3, shape, strides, box);
+  }
+};
+
+template <class Tile, class T>
+void launch_warpgroups(Problem<T> p, const MappedOperand<T>& a, const MappedOperand<T>& b) {
+  const int64_t rows = divide_up(p.m, Tile::kM), columns = divide_up(p.n, Tile::kN);
+  cut(p, rows * columns * p.batch.count, Tile::kDepth);
+  const int64_t c_item = p.batch.ndim ? p.batch.c[0] : 0;
+  WarpgroupProblem<T> q{};
+  q.m = static_cast<int>(p.m);
+  q.n = static_cast<int>(p.n);
+  q.k = static_cast<int>(p.k);
+  q.tile_rows = static_cast<int>(rows);
+  q.tile_columns = static_cast<int>(columns);
+  q.items = static_cast<int>(p.batch.count);
+  q.parts = static_cast<int>(p.parts);
+  q.part = static_cast<int>(p.part);
+  q.a_step = a.items > 1;
+  q.b_step = b.items > 1;
+  q.c = p.c;
+  q.c_row = p.c_row;
+  q.c_item = c_item;
+  q.wide = is_aligned(p.c) && p.c_row % kPack<T> == 0 && c_item % kPack<T> == 0;
+  q.beta = p.beta;
+  q.bias = p.bias;
+  q.bias_row = p.bias_row;
+  q.bias_column = p.bias_column;
+  q.relu = p.relu;
+  q.partials = p.partials;
+  const int64_t work = rows * columns * p.parts * p.batch.count;
+  const int64_t blocks = work < multiprocessors() ? work : multiprocessors();
+  launch("matmul", matmul_warpgroups<Tile>, dim3(static_cast<unsigned>(blocks)), Tile::kBlock,
+         Tile::kSharedBytes, a.map(Tile::kM, Tile::kDepth), b.map(Tile::kN, Tile::kDepth), q);
+  add_up(p);
+}
+
+template <int kN, class T>
+void choose_layout(const Problem<T>& p, const MappedOperand<T>& a, const MappedOperand<T>& b) {
+  if (a.along_k)
+    b.along_k ? launch_warpgroups<WarpgroupTile<T, kN, true, true>>(p, a, b)
+              : launch_warpgroups<WarpgroupTile<T, kN, true, false>>(p, a, b);
+  else
+    b.along_k ? launch_warpgroups<WarpgroupTile<T, kN, false, true>>(p, a, b)
+              : launch_warpgroups<WarpgroupTile<T, kN, false, false>>(p, a, b);
+}
+
+template <class T>
+bool run_warpgroups(Problem<T> p) {
+  constexpr int64_t kMostSize = int64_t{1} << 30, kEnoughWideTiles = 100;
+  if (compute_capability() != 90) return false;
+  if (p.m < 128 || p.n < 128 || p.k < 64) return false;
+  if (p.m > kMostSize || p.n > kMostSize || p.k > kMostSize || !merge_batch(p)) return false;
+  MappedOperand<T> a, b;
+  const bool batched = p.batch.ndim > 0;
+  if (!a.set(p.a, p.m, p.k, p.batch.count, batched ? p.batch.a[0] : 0)) return false;
+  if (!b.set(p.b, p.n, p.k, p.batch.count, batched ? p.batch.b[0] : 0)) return false;
+  const int64_t wide_tiles = divide_up(p.m, 128) * divide_up(p.n, 256) * p.batch.count;
+  if (wide_tiles >= kEnoughWideTiles)
+    choose_layout<256>(p, a, b);
+  else
+    choose_layout<128>(p, a, b);
+  return true;
+}
+
 bool try_tensor_cores(const Problem<double>&) { return false; }
 bool try_tensor_cores(const Problem<float>& p) {
   return compute_capability() >= 80 && run_tensor_cores<float, Tf32Tile>(p);
 }
 bool try_tensor_cores(const Problem<bf16>& p) {
-  return compute_capability() >= 80 && run_tensor_cores<bf16, Bf16Tile>(p);
+  return run_warpgroups(p) || (compute_capability() >= 80 && run_tensor_cores<bf16, Bf16Tile>(p));
 }
-bool try_tensor_cores(const Problem<half>& p) { return run_tensor_cores<half, HalfTile>(p); }
+bool try_tensor_cores(const Problem<half>& p) {
+  return run_warpgroups(p) || run_tensor_cores<half, HalfTile>(p);
+}
 
 template <class T>
 void run(Problem<T> p) {

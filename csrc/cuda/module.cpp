@@ -12,6 +12,7 @@
 
 #include "../binding.h"
 #include "elementwise.h"
+#include "probes.h"
 #ifdef GREBE_EMULATE
 #include "emulator.h"
 #define GREBE_MODULE _emulated
@@ -132,6 +133,22 @@ bool to_view(PyObject* o, View* v, bool, bool optional, const Where& w, Py_ssize
   return !*problem;
 }
 
+bool to_host_view(PyObject* o, View* v, const Where& w, Py_ssize_t i) {
+  PyArrayObject* a = reinterpret_cast<PyArrayObject*>(o);
+  if (!PyArray_Check(o) || !PyArray_ISCARRAY_RO(a) || PyArray_NDIM(a) > kMaxDims ||
+      !dtype_of(reinterpret_cast<PyObject*>(PyArray_DESCR(a)), &v->dtype))
+    return argument_error(w, i, "is not a contiguous numpy.ndarray"), false;
+  v->data = PyArray_DATA(a);
+  v->ndim = PyArray_NDIM(a);
+  int64_t stride = 1;
+  for (int d = v->ndim - 1; d >= 0; --d) {
+    v->shape[d] = PyArray_DIM(a, d);
+    v->strides[d] = stride;
+    stride *= v->shape[d];
+  }
+  return true;
+}
+
 namespace cuda {
 
 void* current_stream() {
@@ -151,15 +168,31 @@ void* workspace(int64_t bytes) {
   return view.data;
 }
 
+size_t workspaces() { return t_workspaces.size(); }
+void release_workspaces(size_t kept) {
+  for (; t_workspaces.size() > kept; t_workspaces.pop_back()) Py_DECREF(t_workspaces.back());
+}
+
 int compute_capability() {
 #ifdef GREBE_EMULATE
-  return 90;
+  return emulator::options.capability;
 #else
   int device = 0, major = 0, minor = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   return 10 * major + minor;
+#endif
+}
+
+int multiprocessors() {
+#ifdef GREBE_EMULATE
+  return 2;
+#else
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
 #endif
 }
 
@@ -411,9 +444,22 @@ void intern_names() {
   s_ptr = PyUnicode_InternFromString("ptr");
 }
 
+// probe(name, inputs, output): a kernel of probes.cu.
+void run_probe(const std::string& name, const py::list& inputs, const py::object& output) {
+  std::vector<View> in(inputs.size());
+  View out;
+  bool taken = !*view_of(output.ptr(), &out);
+  for (size_t i = 0; i < in.size(); ++i) taken = taken && !*view_of(inputs[i].ptr(), &in[i]);
+  if (!taken) throw py::type_error("probe: takes arrays of this device");
+  cuda::probe(name, in, out);
+}
+
 #ifdef GREBE_EMULATE
-// How the emulator runs: asynchronous work as late as allowed, and a seed for the threads' order.
-void set_options(bool lazy, uint64_t seed) { emulator::options = {lazy, seed}; }
+// How the emulator runs: asynchronous work as late as allowed, a seed for the threads' order, and
+// the compute capability, times 10, of the device that it passes for.
+void set_options(bool lazy, uint64_t seed, int capability) {
+  emulator::options = {lazy, seed, capability};
+}
 py::dict take_counts() {
   py::dict d;
   d["launches"] = emulator::counts.launches;
@@ -434,9 +480,10 @@ PYBIND11_MODULE(GREBE_MODULE, m) {
   intern_names();
   if (PyModule_AddFunctions(m.ptr(), g_methods) != 0) throw py::error_already_set();
   m.def("set_device", &set_device);
+  m.def("probe", &run_probe);
   m.def("set_bfloat16", [](int type_number) { g_bfloat16 = type_number; });
 #ifdef GREBE_EMULATE
-  m.def("set_options", &set_options, py::arg("lazy"), py::arg("seed"));
+  m.def("set_options", &set_options, py::arg("lazy"), py::arg("seed"), py::arg("capability") = 90);
   m.def("take_counts", &take_counts);
 #endif
 }

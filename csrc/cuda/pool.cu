@@ -1,198 +1,399 @@
-// Maximum and average over sliding or adaptive windows, forward and backward, for planes and
-// channels-last images.
+// Maximum and average pooling in two dimensions, forward and backward.
 //
-// Idea: a thread per output forward, a thread per input backward, which collects from the windows that
-// reach it: no atomics. Neighbouring threads take neighbours in memory, along a row or along the
-// channels. The position of a maximum is its tap's number within the window, a byte where that fits.
+// Forward a thread makes one output, backward one element of the gradient of x, which it collects
+// from the windows that reach it: no atomics, a fixed order. Neighbouring threads take neighbours in
+// memory, along a row of a plane or along the channels of a pixel; of these a thread takes 16 bytes
+// at a time. Windows of at most 3x3 have their loops unrolled, so that their reads are on the way
+// together. An average over whole planes is a warp's work.
+// The position of a maximum is its number within the window (kh * kernel_w + kw), a byte where that
+// fits.
 //
-// Floor: memory. Not measured on a device yet.
-#include "kernels.cuh"
+// Floor: memory, input, output and index once each; what windows share comes from the caches. Not
+// measured on a device yet.
+#include "divider.cuh"
 
 namespace grebe::cuda {
 namespace {
 
-// One dimension of the windows. Adaptive: window o is [o * in / out, ceil((o + 1) * in / out)).
-struct Axis {
-  int64_t in, out, kernel, stride, pad, dilation;
-  bool adaptive;
+constexpr int64_t kLongWindow = 32;  // elements of a plane that a warp adds up
+constexpr int kSmallSide = 3;  // of windows with unrolled loops
 
-  DEVICE int64_t begin(int64_t o) const { return adaptive ? o * in / out : o * stride - pad; }
-  DEVICE int64_t first_tap(int64_t o) const {
-    const int64_t b = begin(o);
-    return b >= 0 ? 0 : (-b + dilation - 1) / dilation;
+// One dimension of the windows. Adaptive (stride 0): window o is [o * in / out,
+// ceil((o + 1) * in / out)).
+struct Axis {
+  int in, out, kernel, stride, pad, dilation;
+  Divider by_stride;
+
+  Axis(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation)
+      : in(static_cast<int>(in)),
+        out(static_cast<int>(out)),
+        kernel(static_cast<int>(kernel)),
+        stride(static_cast<int>(stride)),
+        pad(static_cast<int>(pad)),
+        dilation(static_cast<int>(dilation)),
+        by_stride(stride) {}
+
+  // i * a / b, and the same rounded up: of adaptive windows only.
+  static DEVICE int scaled(int64_t i, int a, int b) { return static_cast<int>(i * a / b); }
+  static DEVICE int scaled_up(int64_t i, int a, int b) {
+    return static_cast<int>((i * a + b - 1) / b);
   }
-  DEVICE int64_t end_tap(int64_t o) const {
-    if (adaptive) return ((o + 1) * in + out - 1) / out - begin(o);
-    const int64_t fitting = (in - begin(o) + dilation - 1) / dilation;
-    return fitting < kernel ? fitting : kernel;
+  DEVICE bool adaptive() const { return stride == 0; }
+  DEVICE int begin(int o) const { return adaptive() ? scaled(o, in, out) : o * stride - pad; }
+  // Taps [first_tap, end_tap) of the window at `begin` lie inside the input.
+  DEVICE int first_tap(int begin) const {
+    return begin >= 0 ? 0 : (-begin + dilation - 1) / dilation;
+  }
+  DEVICE int end_tap(int begin, int o) const {
+    if (adaptive()) return scaled_up(o + 1, in, out) - begin;
+    if (begin + static_cast<int64_t>(kernel - 1) * dilation < in) return kernel;
+    return (in - begin + dilation - 1) / dilation;
   }
   // Cells that an average divides by; with padding counted, but nothing beyond it.
-  DEVICE int64_t cells(int64_t o, bool count_pad) const {
-    if (!count_pad || adaptive) return end_tap(o) - first_tap(o);
-    const int64_t b = begin(o), end = b + kernel, limit = in + pad;
-    return (end < limit ? end : limit) - b;
+  DEVICE int cells(int o, bool count_pad) const {
+    const int b = begin(o);
+    if (!count_pad || adaptive()) return end_tap(b, o) - first_tap(b);
+    const int64_t end = int64_t{b} + kernel, limit = int64_t{in} + pad;
+    return static_cast<int>((end < limit ? end : limit) - b);
   }
-  // The first window that may reach input position i.
-  DEVICE int64_t first_window(int64_t i) const {
-    if (adaptive) {
-      int64_t o = i * out / in;
-      while (o > 0 && (o * in + out - 1) / out > i) --o;
-      return o;
-    }
-    const int64_t reach = i + pad - (kernel - 1) * dilation;
-    return reach <= 0 ? 0 : (reach + stride - 1) / stride;
+  // The windows [first, last] may reach input position i.
+  DEVICE int first_window(int i) const {
+    if (adaptive()) return scaled(i, out, in);
+    const int64_t reach = int64_t{i} + pad - static_cast<int64_t>(kernel - 1) * dilation;
+    return reach <= 0 ? 0 : static_cast<int>(by_stride(reach + stride - 1));
   }
-  // f(window, tap) for all windows that reach input position i.
-  template <class F>
-  DEVICE void each_window(int64_t i, F f) const {
-    for (int64_t o = first_window(i); o < out && begin(o) <= i; ++o) {
-      const int64_t offset = i - begin(o);
-      if (offset % dilation == 0 && offset / dilation < (adaptive ? end_tap(o) : kernel))
-        f(o, offset / dilation);
-    }
+  DEVICE int last_window(int i) const {
+    const int last = adaptive() ? scaled_up(int64_t{i} + 1, out, in) - 1
+                                : static_cast<int>(by_stride(int64_t{i} + pad));
+    return last < out ? last : out - 1;
+  }
+  // The tap of window o that is input position i, or -1.
+  DEVICE int tap(int i, int o) const {
+    const int distance = i - begin(o);
+    if (dilation == 1) return distance;
+    return distance % dilation == 0 ? distance / dilation : -1;
   }
 };
 
 struct Strides {
   int64_t n, c, h, w;
-  DEVICE int64_t at(int64_t in, int64_t ic, int64_t ih, int64_t iw) const {
-    return in * n + ic * c + ih * h + iw * w;
-  }
 };
 Strides strides_of(const View& v) {
   return {v.strides[0], v.strides[1], v.strides[2], v.strides[3]};
 }
 
+// The images, and where a thread's elements lie: `pack` channels of one pixel.
 struct Pool {
   Axis h, w;
   int64_t batch, channels;
-  bool pixels;  // channels lie side by side
-  Strides in, out, index;
+  Strides in, out;  // of x and y, or of their gradients
+  bool pixels;  // channels are neighbours in memory
+  int pack;
   bool count_pad;
   int64_t override;  // what averages divide by; 0: the number of cells
 
-  DEVICE int64_t cells(int64_t oh, int64_t ow) const {
-    return override ? override : h.cells(oh, count_pad) * w.cells(ow, count_pad);
-  }
+  // Cells of a row of windows, by which those of a column are multiplied.
+  DEVICE int64_t row_cells(int oh) const { return override ? override : h.cells(oh, count_pad); }
+  DEVICE int64_t column_cells(int ow) const { return override ? 1 : w.cells(ow, count_pad); }
 };
 
-// Coordinates of element `i` of images height x width, in the order of memory.
-struct Position {
-  int64_t n, c, h, w;
-  DEVICE Position(const Pool& p, int64_t i, int64_t height, int64_t width) {
-    if (p.pixels) {
-      c = i % p.channels;
-      i /= p.channels;
-    }
-    w = i % width;
-    i /= width;
-    h = i % height;
-    i /= height;
-    if (!p.pixels) {
-      c = i % p.channels;
-      i /= p.channels;
-    }
+// Thread numbers as places in images of height x width, in the order of memory.
+struct Places {
+  bool pixels;
+  int pack;
+  int64_t count;
+  Divider channels, height, width;  // channels in packs
+
+  Places(const Pool& p, int64_t height, int64_t width)
+      : pixels(p.pixels),
+        pack(p.pack),
+        count(p.batch * p.channels / p.pack * height * width),
+        channels(p.channels / p.pack),
+        height(height),
+        width(width) {}
+};
+struct Place {
+  int64_t n, c;
+  int h, w;
+
+  DEVICE Place(const Places& a, int64_t i) {
+    c = 0;
+    if (a.pixels) c = split(i, a.channels) * a.pack;
+    w = static_cast<int>(split(i, a.width));
+    h = static_cast<int>(split(i, a.height));
+    if (!a.pixels) c = split(i, a.channels);
     n = i;
   }
+  // The remainder; i becomes the quotient.
+  static DEVICE int64_t split(int64_t& i, const Divider& d) {
+    const int64_t quotient = d(i), remainder = i - quotient * d.divisor;
+    i = quotient;
+    return remainder;
+  }
+  DEVICE int64_t at(const Strides& s) const { return n * s.n + c * s.c + h * s.h + w * s.w; }
+  DEVICE int64_t image(const Strides& s) const { return n * s.n + c * s.c; }
 };
 
-// The first maximum counts; a NaN beats everything before it.
-template <class T, class I>
-__global__ void __launch_bounds__(kThreads) max_forward(Pool p, const T* x, T* y, I* index) {
-  const int64_t size = p.batch * p.channels * p.h.out * p.w.out;
-  for (int64_t i = thread_number(); i < size; i += thread_count()) {
-    const Position at(p, i, p.h.out, p.w.out);
-    const int64_t h_end = p.h.end_tap(at.h), w_end = p.w.end_tap(at.w);
-    T best = -infinity<T>();
-    int64_t tap = 0;
-    for (int64_t kh = p.h.first_tap(at.h); kh < h_end; ++kh)
-      for (int64_t kw = p.w.first_tap(at.w); kw < w_end; ++kw) {
-        const T v = x[p.in.at(at.n, at.c, p.h.begin(at.h) + kh * p.h.dilation,
-                              p.w.begin(at.w) + kw * p.w.dilation)];
-        if (v > best || v != v) {
-          best = v;
-          tap = kh * p.w.kernel + kw;
-        }
+// The taps of an output's window.
+struct Window {
+  int h0, h1, w0, w1;  // those inside the input
+  int64_t at, step_h, step_w;  // offset of tap (0, 0), and from tap to tap
+
+  DEVICE Window(const Pool& p, const Place& o) {
+    const int top = p.h.begin(o.h), left = p.w.begin(o.w);
+    h0 = p.h.first_tap(top);
+    h1 = p.h.end_tap(top, o.h);
+    w0 = p.w.first_tap(left);
+    w1 = p.w.end_tap(left, o.w);
+    at = o.image(p.in) + top * p.in.h + left * p.in.w;
+    step_h = p.h.dilation * p.in.h;
+    step_w = p.w.dilation * p.in.w;
+  }
+  // f(offset, kh, kw) for all taps, by rows; end_row() after each row. kSmall: no more than
+  // kSmallSide each way.
+  template <bool kSmall, class F, class R>
+  DEVICE void each(F f, R end_row) const {
+    if constexpr (kSmall) {
+#pragma unroll
+      for (int kh = 0; kh < kSmallSide; ++kh) {
+#pragma unroll
+        for (int kw = 0; kw < kSmallSide; ++kw)
+          if (kh >= h0 && kh < h1 && kw >= w0 && kw < w1) f(at + kh * step_h + kw * step_w, kh, kw);
+        end_row();
       }
-    y[p.out.at(at.n, at.c, at.h, at.w)] = best;
-    if (index) index[p.index.at(at.n, at.c, at.h, at.w)] = static_cast<I>(tap);
-  }
-}
-
-template <class T, class I>
-__global__ void __launch_bounds__(kThreads)
-    max_backward(Pool p, const T* grad, const I* index, T* gx) {
-  const int64_t size = p.batch * p.channels * p.h.in * p.w.in;
-  for (int64_t i = thread_number(); i < size; i += thread_count()) {
-    const Position at(p, i, p.h.in, p.w.in);
-    T sum = 0;
-    p.h.each_window(at.h, [&](int64_t oh, int64_t kh) {
-      p.w.each_window(at.w, [&](int64_t ow, int64_t kw) {
-        if (index[p.index.at(at.n, at.c, oh, ow)] == kh * p.w.kernel + kw)
-          sum += grad[p.out.at(at.n, at.c, oh, ow)];
-      });
-    });
-    gx[p.in.at(at.n, at.c, at.h, at.w)] = sum;
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) avg_forward(Pool p, const T* x, T* y) {
-  const int64_t size = p.batch * p.channels * p.h.out * p.w.out;
-  for (int64_t i = thread_number(); i < size; i += thread_count()) {
-    const Position at(p, i, p.h.out, p.w.out);
-    const int64_t h_end = p.h.end_tap(at.h), w_end = p.w.end_tap(at.w);
-    T sum = 0;
-    for (int64_t kh = p.h.first_tap(at.h); kh < h_end; ++kh) {
-      T row = 0;  // two levels keep the chains of additions short
-      for (int64_t kw = p.w.first_tap(at.w); kw < w_end; ++kw)
-        row += x[p.in.at(at.n, at.c, p.h.begin(at.h) + kh, p.w.begin(at.w) + kw)];
-      sum += row;
+    } else {
+      for (int kh = h0; kh < h1; ++kh) {
+        for (int kw = w0; kw < w1; ++kw) f(at + kh * step_h + kw * step_w, kh, kw);
+        end_row();
+      }
     }
-    y[p.out.at(at.n, at.c, at.h, at.w)] = sum / static_cast<T>(p.cells(at.h, at.w));
   }
+};
+
+// ---- maximum ----
+
+// The first maximum counts; a NaN beats everything before it.
+template <int kCount, bool kSmall, class I, class T>
+__global__ void __launch_bounds__(kThreads)
+    max_forward(Pool p, Places places, const T* x, T* y, I* index) {
+  using W = Wide<T>;
+  const int64_t i = thread_number();
+  if (i >= places.count) return;
+  const Place o(places, i);
+  const Window window(p, o);
+  W best[kCount];
+  int tap[kCount];
+#pragma unroll
+  for (int t = 0; t < kCount; ++t) {
+    best[t] = -infinity<W>();
+    tap[t] = window.h0 * p.w.kernel + window.w0;
+  }
+  window.each<kSmall>(
+      [&](int64_t at, int kh, int kw) {
+        const Pack<T, kCount> v = *reinterpret_cast<const Pack<T, kCount>*>(x + at);
+#pragma unroll
+        for (int t = 0; t < kCount; ++t) {
+          const W value = widen(v.v[t]);
+          const bool take = value > best[t] || value != value;
+          best[t] = take ? value : best[t];
+          tap[t] = take ? kh * p.w.kernel + kw : tap[t];
+        }
+      },
+      [] {});
+  Pack<T, kCount> values;
+  Pack<I, kCount> taps;
+#pragma unroll
+  for (int t = 0; t < kCount; ++t) {
+    values.v[t] = narrow<T>(best[t]);
+    taps.v[t] = static_cast<I>(tap[t]);
+  }
+  const int64_t to = o.at(p.out);
+  *reinterpret_cast<Pack<T, kCount>*>(y + to) = values;
+  if (index) *reinterpret_cast<Pack<I, kCount>*>(index + to) = taps;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) avg_backward(Pool p, const T* grad, T* gx) {
-  const int64_t size = p.batch * p.channels * p.h.in * p.w.in;
-  for (int64_t i = thread_number(); i < size; i += thread_count()) {
-    const Position at(p, i, p.h.in, p.w.in);
-    T sum = 0;
-    p.h.each_window(at.h, [&](int64_t oh, int64_t) {
-      p.w.each_window(at.w, [&](int64_t ow, int64_t) {
-        sum += grad[p.out.at(at.n, at.c, oh, ow)] / static_cast<T>(p.cells(oh, ow));
+template <int kCount, class I, class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    max_backward(Pool p, Places places, const T* grad, const I* index, T* gx) {
+  using W = Wide<T>;
+  const int64_t i = thread_number();
+  if (i >= places.count) return;
+  const Place e(places, i);
+  const int h_last = p.h.last_window(e.h);
+  const int w_first = p.w.first_window(e.w), w_last = p.w.last_window(e.w);
+  const int64_t image = e.image(p.out);
+  W sum[kCount] = {};
+  for (int oh = p.h.first_window(e.h); oh <= h_last; ++oh) {
+    const int kh = p.h.tap(e.h, oh);
+    if (kh < 0) continue;
+    for (int ow = w_first; ow <= w_last; ++ow) {
+      const int kw = p.w.tap(e.w, ow);
+      if (kw < 0) continue;
+      const int64_t at = image + oh * p.out.h + ow * p.out.w;
+      const Pack<I, kCount> taps = *reinterpret_cast<const Pack<I, kCount>*>(index + at);
+      const Pack<T, kCount> g = *reinterpret_cast<const Pack<T, kCount>*>(grad + at);
+#pragma unroll
+      for (int t = 0; t < kCount; ++t)
+        sum[t] += taps.v[t] == kh * p.w.kernel + kw ? widen(g.v[t]) : W(0);
+    }
+  }
+  Pack<T, kCount> out;
+#pragma unroll
+  for (int t = 0; t < kCount; ++t) out.v[t] = narrow<T>(sum[t]);
+  *reinterpret_cast<Pack<T, kCount>*>(gx + e.at(p.in)) = out;
+}
+
+// ---- average ----
+
+template <int kCount, bool kSmall, class T>
+__global__ void __launch_bounds__(kThreads) avg_forward(Pool p, Places places, const T* x, T* y) {
+  using W = Wide<T>;
+  const int64_t i = thread_number();
+  if (i >= places.count) return;
+  const Place o(places, i);
+  const Window window(p, o);
+  W sum[kCount] = {}, row[kCount] = {};  // rows first: long windows stay accurate
+  window.each<kSmall>(
+      [&](int64_t at, int, int) {
+        const Pack<T, kCount> v = *reinterpret_cast<const Pack<T, kCount>*>(x + at);
+#pragma unroll
+        for (int t = 0; t < kCount; ++t) row[t] += widen(v.v[t]);
+      },
+      [&] {
+#pragma unroll
+        for (int t = 0; t < kCount; ++t) {
+          sum[t] += row[t];
+          row[t] = 0;
+        }
       });
-    });
-    gx[p.in.at(at.n, at.c, at.h, at.w)] = sum;
-  }
+  const W cells = static_cast<W>(p.row_cells(o.h) * p.column_cells(o.w));
+  Pack<T, kCount> out;
+#pragma unroll
+  for (int t = 0; t < kCount; ++t) out.v[t] = narrow<T>(sum[t] / cells);
+  *reinterpret_cast<Pack<T, kCount>*>(y + o.at(p.out)) = out;
 }
 
-// x: the input or its gradient, y: the output or its.
+// A warp per output: its lanes share the elements of a long window.
+template <class T>
+__global__ void __launch_bounds__(kThreads) avg_long(Pool p, Places places, const T* x, T* y) {
+  using W = Wide<T>;
+  const int64_t i = thread_number() / 32;
+  if (i >= places.count) return;
+  const Place o(places, i);
+  const Window window(p, o);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int width = window.w1 - window.w0, taps = (window.h1 - window.h0) * width;
+  W sum = 0;
+  for (int k = lane; k < taps; k += 32) {
+    const int kh = window.h0 + k / width, kw = window.w0 + k % width;
+    sum += widen(x[window.at + kh * window.step_h + kw * window.step_w]);
+  }
+  sum = warp_combine(sum, Plus{});
+  if (lane == 0)
+    y[o.at(p.out)] = narrow<T>(sum / static_cast<W>(p.row_cells(o.h) * p.column_cells(o.w)));
+}
+
+template <int kCount, class T>
+__global__ void __launch_bounds__(kThreads, 3)
+    avg_backward(Pool p, Places places, const T* grad, T* gx) {
+  using W = Wide<T>;
+  const int64_t i = thread_number();
+  if (i >= places.count) return;
+  const Place e(places, i);
+  const int h_last = p.h.last_window(e.h);
+  const int w_first = p.w.first_window(e.w), w_last = p.w.last_window(e.w);
+  const int64_t image = e.image(p.out);
+  W sum[kCount] = {};
+  for (int oh = p.h.first_window(e.h); oh <= h_last; ++oh) {
+    const int64_t row_cells = p.row_cells(oh);
+    for (int ow = w_first; ow <= w_last; ++ow) {
+      const int64_t at = image + oh * p.out.h + ow * p.out.w;
+      const Pack<T, kCount> g = *reinterpret_cast<const Pack<T, kCount>*>(grad + at);
+      const W share = 1 / static_cast<W>(row_cells * p.column_cells(ow));
+#pragma unroll
+      for (int t = 0; t < kCount; ++t) sum[t] = fma(widen(g.v[t]), share, sum[t]);
+    }
+  }
+  Pack<T, kCount> out;
+#pragma unroll
+  for (int t = 0; t < kCount; ++t) out.v[t] = narrow<T>(sum[t]);
+  *reinterpret_cast<Pack<T, kCount>*>(gx + e.at(p.in)) = out;
+}
+
+// ---- launches ----
+
+// x, y: the arrays of the input's and the output's shape.
 Pool pool_of(const View& x, const View& y, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
              int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
              int64_t dilation_w) {
-  const bool adaptive = stride_h == 0;
-  Pool p{};
-  p.h = {x.shape[2], y.shape[2], kernel_h, stride_h, pad_h, dilation_h, adaptive};
-  p.w = {x.shape[3], y.shape[3], kernel_w, stride_w, pad_w, dilation_w, adaptive};
-  p.batch = x.shape[0];
-  p.channels = x.shape[1];
-  p.pixels = x.strides[1] == 1 && y.strides[1] == 1;
-  p.in = strides_of(x);
-  p.out = strides_of(y);
-  return p;
+  const Strides in = strides_of(x), out = strides_of(y);
+  const bool pixels = in.c == 1 && out.c == 1 && x.shape[1] > 1;
+  return {Axis(x.shape[2], y.shape[2], kernel_h, stride_h, pad_h, dilation_h),
+          Axis(x.shape[3], y.shape[3], kernel_w, stride_w, pad_w, dilation_w),
+          x.shape[0],
+          x.shape[1],
+          in,
+          out,
+          pixels,
+          1,
+          false,
+          0};
 }
 
-// f(element, index): their types.
+// Can packs of `count` channels move together?
+template <class T>
+bool can_pack(const Pool& p, const View& x, const View& y) {
+  constexpr int64_t kCount = kPack<T>;
+  auto whole = [](const Strides& s) {
+    return s.n % kCount == 0 && s.h % kCount == 0 && s.w % kCount == 0;
+  };
+  return p.pixels && p.channels % kCount == 0 && whole(p.in) && whole(p.out) &&
+         is_aligned(data<T>(x)) && is_aligned(data<T>(y));
+}
+
+bool is_small(const Pool& p) { return p.h.kernel <= kSmallSide && p.w.kernel <= kSmallSide; }
+
+unsigned blocks_of(const Places& places) { return blocks_for(places.count, kThreads); }
+
+template <int kCount, class I, class T>
+void run_max(Pool p, const T* x, T* y, I* index) {
+  p.pack = kCount;
+  const Places places(p, p.h.out, p.w.out);
+  launch("max_pool2d",
+         is_small(p) ? max_forward<kCount, true, I, T> : max_forward<kCount, false, I, T>,
+         blocks_of(places), kThreads, 0, p, places, x, y, index);
+}
+template <int kCount, class I, class T>
+void run_max_grad(Pool p, const T* grad, const I* index, T* gx) {
+  p.pack = kCount;
+  const Places places(p, p.h.in, p.w.in);
+  launch("max_pool2d", max_backward<kCount, I, T>, blocks_of(places), kThreads, 0, p, places, grad,
+         index, gx);
+}
+template <int kCount, class T>
+void run_avg(Pool p, const T* x, T* y) {
+  p.pack = kCount;
+  const Places places(p, p.h.out, p.w.out);
+  launch("avg_pool2d", is_small(p) ? avg_forward<kCount, true, T> : avg_forward<kCount, false, T>,
+         blocks_of(places), kThreads, 0, p, places, x, y);
+}
+template <int kCount, class T>
+void run_avg_grad(Pool p, const T* grad, T* gx) {
+  p.pack = kCount;
+  const Places places(p, p.h.in, p.w.in);
+  launch("avg_pool2d", avg_backward<kCount, T>, blocks_of(places), kThreads, 0, p, places, grad,
+         gx);
+}
+
+// f(element, index): their types. No index: bytes.
 template <class F>
-void with_types(DType x, DType index, const F& f) {
-  if (x == DType::kFloat32)
-    index == DType::kUInt8 ? f(float{}, uint8_t{}) : f(float{}, int32_t{});
-  else if (x == DType::kFloat64)
-    index == DType::kUInt8 ? f(double{}, uint8_t{}) : f(double{}, int32_t{});
-  else
-    unsupported("max_pool2d", x);
+void with_types(DType x, const View& index, const F& f) {
+  with_float("max_pool2d", x, [&](auto t) {
+    if (index.data && index.dtype == DType::kInt32)
+      f(t, int32_t{});
+    else
+      f(t, uint8_t{});
+  });
 }
 
 }  // namespace
@@ -200,14 +401,13 @@ void with_types(DType x, DType index, const F& f) {
 bool max_pool2d(In x, Out y, OptOut index, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
                 int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
                 int64_t dilation_w) {
-  Pool p =
+  const Pool p =
       pool_of(x, y, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w);
-  if (index.data) p.index = strides_of(index);
-  with_types(x.dtype, index.data ? index.dtype : DType::kUInt8, [&](auto t, auto i) {
+  with_types(x.dtype, index, [&](auto t, auto i) {
     using T = decltype(t);
     using I = decltype(i);
-    launch("max_pool2d", max_forward<T, I>, blocks_for(numel(y), kThreads), kThreads, 0, p,
-           static_cast<const T*>(data<T>(x)), data<T>(y), data<I>(index));
+    const bool pack = can_pack<T>(p, x, y) && is_aligned(data<I>(index));
+    (pack ? run_max<kPack<T>, I, T> : run_max<1, I, T>)(p, data<T>(x), data<T>(y), data<I>(index));
   });
   return true;
 }
@@ -215,15 +415,14 @@ bool max_pool2d(In x, Out y, OptOut index, int64_t kernel_h, int64_t kernel_w, i
 bool max_pool2d_grad(In grad, In index, Out gx, int64_t kernel_h, int64_t kernel_w,
                      int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
                      int64_t dilation_h, int64_t dilation_w) {
-  Pool p = pool_of(gx, grad, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h,
-                   dilation_w);
-  p.index = strides_of(index);
-  with_types(gx.dtype, index.dtype, [&](auto t, auto i) {
+  const Pool p = pool_of(gx, grad, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h,
+                         dilation_w);
+  with_types(gx.dtype, index, [&](auto t, auto i) {
     using T = decltype(t);
     using I = decltype(i);
-    launch("max_pool2d", max_backward<T, I>, blocks_for(numel(gx), kThreads), kThreads, 0, p,
-           static_cast<const T*>(data<T>(grad)), static_cast<const I*>(data<I>(index)),
-           data<T>(gx));
+    const bool pack = can_pack<T>(p, gx, grad) && is_aligned(data<I>(index));
+    (pack ? run_max_grad<kPack<T>, I, T> : run_max_grad<1, I, T>)(p, data<T>(grad), data<I>(index),
+                                                                  data<T>(gx));
   });
   return true;
 }
@@ -233,10 +432,14 @@ bool avg_pool2d(In x, Out y, int64_t kernel_h, int64_t kernel_w, int64_t stride_
   Pool p = pool_of(x, y, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1);
   p.count_pad = count_include_pad;
   p.override = divisor_override;
-  with_types(x.dtype, DType::kUInt8, [&](auto t, auto) {
+  with_float("avg_pool2d", x.dtype, [&](auto t) {
     using T = decltype(t);
-    launch("avg_pool2d", avg_forward<T>, blocks_for(numel(y), kThreads), kThreads, 0, p,
-           static_cast<const T*>(data<T>(x)), data<T>(y));
+    const Places places(p, p.h.out, p.w.out);
+    if (!p.pixels && kernel_h * kernel_w >= kLongWindow)
+      launch("avg_pool2d", avg_long<T>, blocks_for(places.count, kThreads / 32), kThreads, 0, p,
+             places, static_cast<const T*>(data<T>(x)), data<T>(y));
+    else
+      (can_pack<T>(p, x, y) ? run_avg<kPack<T>, T> : run_avg<1, T>)(p, data<T>(x), data<T>(y));
   });
   return true;
 }
@@ -247,10 +450,10 @@ bool avg_pool2d_grad(In grad, Out gx, int64_t kernel_h, int64_t kernel_w, int64_
   Pool p = pool_of(gx, grad, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1);
   p.count_pad = count_include_pad;
   p.override = divisor_override;
-  with_types(gx.dtype, DType::kUInt8, [&](auto t, auto) {
+  with_float("avg_pool2d", gx.dtype, [&](auto t) {
     using T = decltype(t);
-    launch("avg_pool2d", avg_backward<T>, blocks_for(numel(gx), kThreads), kThreads, 0, p,
-           static_cast<const T*>(data<T>(grad)), data<T>(gx));
+    (can_pack<T>(p, gx, grad) ? run_avg_grad<kPack<T>, T> : run_avg_grad<1, T>)(p, data<T>(grad),
+                                                                                data<T>(gx));
   });
   return true;
 }

@@ -1,12 +1,14 @@
 // Every instruction that CUDA C++ has no word for: once as PTX for nvcc, once emulated.
 //
 // A kernel file includes this header and compiles for both. The halves have the same functions in
-// the same order; tests/test_ptx.py calls each on random bits.
+// the same order; tests/test_emulator.py calls each on random bits (probes.cu).
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 // ------------------------------------------------------------------------------------ the device
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -122,11 +124,219 @@ DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// ---- sm_90a; elsewhere these functions do nothing ----
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define GREBE_SM90_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define GREBE_SM90_ASM(...)
+#endif
+
+// Four 8x8 matrices as load_matrices gives them, to shared memory.
+DEVICE void store_matrices(void* row, const uint32_t (&r)[4]) {
+  GREBE_SM90_ASM(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+}
+DEVICE void store_matrices_transposed(void* row, const uint32_t (&r)[4]) {
+  GREBE_SM90_ASM("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                     shared_address(row)),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+}
+
+// A barrier of `threads` threads (whole warps) of the block; 0 is that of __syncthreads.
+DEVICE void barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Clusters: the block's number in its own, a barrier of all their threads, and where `p`, in this
+// block's shared memory, is in that of block `rank`.
+DEVICE int cluster_rank() {
+  int rank = 0;
+  GREBE_SM90_ASM("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+DEVICE void cluster_barrier() {
+  GREBE_SM90_ASM(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" :: : "memory");
+}
+template <class T>
+DEVICE T* in_block(T* p, int rank) {
+  T* there = p;
+  GREBE_SM90_ASM("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+  return there;
+}
+
+// mbarriers: a phase ends when `arrivals` have come and all bytes that they announced. Waiting for
+// parity p returns once the phase of that parity is over; the first phase has parity 0.
+DEVICE void mbarrier_init(uint64_t* barrier, int arrivals) {
+  GREBE_SM90_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(arrivals) : "memory");
+}
+// Between mbarrier_init and the barrier through which other threads and copies learn of it.
+DEVICE void mbarrier_init_fence() {
+  GREBE_SM90_ASM("fence.mbarrier_init.release.cluster;" :: : "memory");
+}
+DEVICE void mbarrier_arrive(uint64_t* barrier) {
+  GREBE_SM90_ASM(
+      "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// At the barrier in the same place of block `rank` of the cluster.
+DEVICE void mbarrier_arrive_in(uint64_t* barrier, int rank) {
+  GREBE_SM90_ASM(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(
+          shared_address(barrier)),
+      "r"(rank) : "memory");
+}
+DEVICE void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  GREBE_SM90_ASM(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes) : "memory");
+}
+DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+  GREBE_SM90_ASM(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity) : "memory");
+}
+
+// Makes this thread's writes to shared memory visible to bulk copies and matrix products.
+DEVICE void proxy_fence() { GREBE_SM90_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
+
+// Bulk copies of boxes of a tensor (tensor_map.cuh): the box at (x, y), x along the dense dimension,
+// to shared memory. Its bytes, zeros outside the tensor included, count at `barrier`. Rows of 128
+// bytes lie swizzled: chunk c of 16 bytes of row r at c ^ r % 8; then `to` is a multiple of 1024.
+using TensorMap = CUtensorMap;
+DEVICE void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y) {
+  GREBE_SM90_ASM(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y) : "memory");
+}
+DEVICE void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y, int z) {
+  GREBE_SM90_ASM(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z) : "memory");
+}
+// To the same place in all blocks of the cluster whose bit in `ranks` is set, and their barriers.
+DEVICE void tma_load_multicast(void* to, const TensorMap& map, uint64_t* barrier, uint16_t ranks,
+                               int x, int y, int z) {
+  GREBE_SM90_ASM(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "h"(ranks), "r"(x), "r"(y), "r"(z) : "memory");
+}
+// From shared memory; what lies outside the tensor is not written. After proxy_fence.
+DEVICE void tma_store(const TensorMap& map, const void* from, int x, int y) {
+  GREBE_SM90_ASM(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], "
+      "[%1];" ::"l"(&map),
+      "r"(shared_address(from)), "r"(x), "r"(y) : "memory");
+}
+DEVICE void tma_store(const TensorMap& map, const void* from, int x, int y, int z) {
+  GREBE_SM90_ASM(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group "
+      "[%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+      "r"(shared_address(from)), "r"(x), "r"(y), "r"(z) : "memory");
+}
+DEVICE void tma_store_commit() { GREBE_SM90_ASM("cp.async.bulk.commit_group;" :: : "memory"); }
+// Until all but kPending groups of this thread have been read from shared memory.
+template <int kPending>
+DEVICE void tma_store_wait() {
+  GREBE_SM90_ASM("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
+// Registers per thread from here on, for a whole warpgroup; a multiple of 8.
+template <int kCount>
+DEVICE void shrink_registers() {
+  GREBE_SM90_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+DEVICE void grow_registers() {
+  GREBE_SM90_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// Products by a warpgroup (128 threads, warps from a multiple of 4), asynchronous: d (+)= a b for
+// tiles of 64x16 and 16xkN in shared memory. Warp w holds rows 16 w .. of d, and of each 8 columns
+// what multiply_bf16's lanes hold: d[4 j + e] is row lane / 4 + e / 2 * 8, column 8 j + lane % 4 * 2 +
+// e % 2. Order: wgmma_fence, wgmma..., wgmma_commit, wgmma_wait; meanwhile d is not touched.
+DEVICE void wgmma_fence() { GREBE_SM90_ASM("wgmma.fence.sync.aligned;" :: : "memory"); }
+DEVICE void wgmma_commit() { GREBE_SM90_ASM("wgmma.commit_group.sync.aligned;" :: : "memory"); }
+// Until all but kPending groups are done; then d is read after `pin`, before which the compiler may
+// not move its uses.
+template <int kPending>
+DEVICE void wgmma_wait() {
+  GREBE_SM90_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+template <int kCount>
+DEVICE void pin(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#define GREBE_D32                                         \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15" \
+  ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define GREBE_D64                                                    \
+  GREBE_D32                                                          \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
+  ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define GREBE_D128                                                               \
+  GREBE_D64                                                                      \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"             \
+  ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"             \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
+  ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define GREBE_OUT4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define GREBE_OUT16(i) GREBE_OUT4(i), GREBE_OUT4(i + 4), GREBE_OUT4(i + 8), GREBE_OUT4(i + 12)
+#define GREBE_OUT32(i) GREBE_OUT16(i), GREBE_OUT16(i + 16)
+#define GREBE_OUT64(i) GREBE_OUT32(i), GREBE_OUT32(i + 32)
+#define GREBE_OUT128(i) GREBE_OUT64(i), GREBE_OUT64(i + 64)
+// The operands behind the results are A, B, whether to add, and the two transpositions.
+#define GREBE_WGMMA(type, n, D, out, A, B, add_, a_, b_)                                     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_                                      \
+               ", 0;\n"                                                                      \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" D "}, " A \
+               ", " B ", p, 1, 1, " a_ ", " b_ ";\n}"                                        \
+               : out                                                                         \
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kAAlongK ? 0 : 1),          \
+                 "n"(kBAlongK ? 0 : 1))
+#define GREBE_WGMMA_64(type) \
+  GREBE_WGMMA(type, "64", GREBE_D32, GREBE_OUT32(0), "%32", "%33", "%34", "%35", "%36")
+#define GREBE_WGMMA_128(type) \
+  GREBE_WGMMA(type, "128", GREBE_D64, GREBE_OUT64(0), "%64", "%65", "%66", "%67", "%68")
+#define GREBE_WGMMA_256(type) \
+  GREBE_WGMMA(type, "256", GREBE_D128, GREBE_OUT128(0), "%128", "%129", "%130", "%131", "%132")
+
+// a, b: descriptors. kAAlongK: neighbours in memory are neighbours in k, else in rows of a (columns of
+// b). Without `add` d is overwritten.
+template <class T, int kN, bool kAAlongK, bool kBAlongK>
+DEVICE void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  static_assert(kN == 64 || kN == 128 || kN == 256, "tiles of other widths are not written yet");
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr bool kHalf = std::is_same<T, half>::value;
+  if constexpr (kN == 64 && kHalf) GREBE_WGMMA_64("f16");
+  if constexpr (kN == 64 && !kHalf) GREBE_WGMMA_64("bf16");
+  if constexpr (kN == 128 && kHalf) GREBE_WGMMA_128("f16");
+  if constexpr (kN == 128 && !kHalf) GREBE_WGMMA_128("bf16");
+  if constexpr (kN == 256 && kHalf) GREBE_WGMMA_256("f16");
+  if constexpr (kN == 256 && !kHalf) GREBE_WGMMA_256("bf16");
+#endif
+}
+
 }  // namespace grebe::cuda
 
 #else
 // ---------------------------------------------------------------------------------- the emulation
 #include "emulator.h"
+
+#include <array>
 
 #define DEVICE inline
 
@@ -296,5 +506,287 @@ inline float exp2_fast(float x) {
   return y < 1.17549435e-38f ? 0.0f : y;
 }
 
+// ---- sm_90a ----
+
+inline void store_matrices(void* row, const uint32_t (&r)[4], bool transposed) {
+  struct Lane {
+    const uint32_t* r;
+    uint32_t address;
+    bool transposed;
+  } mine{r, shared_address(row), transposed};
+  emulator::collective("store_matrices", ~0u, &mine, [](void** arguments) {
+    Lane** lanes = reinterpret_cast<Lane**>(arguments);
+    for (int m = 0; m < 4; ++m) {
+      uint16_t matrix[8][8];
+      for (int l = 0; l < 32; ++l)
+        for (int e = 0; e < 2; ++e) {
+          const int i = l / 4, j = l % 4 * 2 + e;
+          const uint16_t x = static_cast<uint16_t>(lanes[l]->r[m] >> 16 * e);
+          (lanes[l]->transposed ? matrix[j][i] : matrix[i][j]) = x;
+        }
+      uint32_t rows[8];
+      for (int i = 0; i < 8; ++i) {
+        rows[i] = lanes[m * 8 + i]->address;
+        if (rows[i] & 15) emulator::fail("store_matrices: a row's address is no multiple of 16");
+        std::memcpy(emulator::shared_pointer(rows[i], 16), matrix[i], 16);
+      }
+      emulator::counts.conflicts += extra_passes(rows);
+    }
+  });
+}
+inline void store_matrices(void* row, const uint32_t (&r)[4]) { store_matrices(row, r, false); }
+inline void store_matrices_transposed(void* row, const uint32_t (&r)[4]) {
+  store_matrices(row, r, true);
+}
+
+inline void barrier_sync(int id, int threads) {
+  if (id < 0 || id > 15 || threads % 32) emulator::fail("barrier_sync: barrier or thread count");
+  emulator::arrive(emulator::machine.current->block->barriers[id], threads, "barrier_sync");
+}
+
+inline int cluster_rank() { return static_cast<int>(emulator::machine.current->block->rank); }
+inline void cluster_barrier() {
+  emulator::arrive(emulator::machine.cluster_barrier, emulator::threads_alive(), "cluster_barrier");
+}
+template <class T>
+inline T* in_block(T* p, int rank) {
+  const uint32_t there = emulator::address_in(static_cast<uint32_t>(rank), shared_address(p));
+  return reinterpret_cast<T*>(emulator::shared_pointer(there, sizeof(T)));
+}
+
+inline void mbarrier_init(uint64_t* barrier, int arrivals) {
+  const uint32_t count = static_cast<uint32_t>(arrivals), address = shared_address(barrier);
+  if (address & 7) emulator::fail("mbarrier_init: the address is no multiple of 8");
+  emulator::machine.current->block->mbarriers[address] = {count, count, 0, 0, {}};
+}
+inline void mbarrier_init_fence() {}
+inline void mbarrier_arrive(uint64_t* barrier) {
+  emulator::arrive(emulator::mbarrier(shared_address(barrier)), 0);
+  emulator::perhaps_yield();
+}
+inline void mbarrier_arrive_in(uint64_t* barrier, int rank) {
+  const uint32_t address = shared_address(barrier);
+  emulator::arrive(emulator::mbarrier(emulator::address_in(static_cast<uint32_t>(rank), address)),
+                   0);
+  emulator::perhaps_yield();
+}
+inline void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  emulator::arrive(emulator::mbarrier(shared_address(barrier)), bytes);
+  emulator::perhaps_yield();
+}
+inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+  emulator::Mbarrier& m = emulator::mbarrier(shared_address(barrier));
+  while (m.phase == parity) {
+    m.waiting.push_back(emulator::machine.current);
+    emulator::wait_for("an mbarrier");
+  }
+}
+inline void proxy_fence() {}
+
+// What cuTensorMapEncodeTiled makes a map of; innermost dimension first, strides in bytes.
+struct TensorMap {
+  char* data;
+  int ndim, element;  // bytes
+  int64_t shape[5], strides[5];
+  int box[5];
+  bool swizzled;
+
+  int64_t row_bytes() const { return int64_t{box[0]} * element; }
+  int64_t bytes() const {
+    int64_t n = element;
+    for (int d = 0; d < ndim; ++d) n *= box[d];
+    return n;
+  }
+};
+struct Corner {
+  int at[3];
+};
+
+// Calls move(shared memory or nullptr, address of the element or nullptr) for the elements of a box;
+// nullptr: outside the tensor.
+template <class Move>
+inline void for_box(const TensorMap& map, uint32_t address, Corner corner, Move move) {
+  const int64_t rows = map.bytes() / map.row_bytes();
+  for (int64_t row = 0; row < rows; ++row) {
+    bool inside = true;
+    char* line = map.data;
+    int64_t index = row;
+    for (int d = 1; d < map.ndim; ++d) {
+      const int64_t at = corner.at[d] + index % map.box[d];
+      index /= map.box[d];
+      inside = inside && at >= 0 && at < map.shape[d];
+      line += at * map.strides[d];
+    }
+    for (int64_t i = 0; i < map.box[0]; ++i) {
+      const int64_t at = corner.at[0] + i;
+      const uint32_t place =
+          address + static_cast<uint32_t>(row * map.row_bytes() + i * map.element);
+      char* shared = emulator::shared_pointer(map.swizzled ? emulator::swizzle(place) : place,
+                                              static_cast<size_t>(map.element));
+      const bool valid = inside && at >= 0 && at < map.shape[0];
+      move(shared, valid ? line + at * map.element : nullptr);
+    }
+  }
+}
+inline void check_box(const char* name, const TensorMap& map, int ndim, uint32_t address) {
+  if (map.ndim != ndim) emulator::fail(std::string(name) + ": a map of other dimensions");
+  if (address & (map.swizzled ? 1023 : 127))
+    emulator::fail(std::string(name) + ": the shared address is not aligned");
+}
+inline void load_box(uint32_t to, const TensorMap& map, uint32_t barrier, Corner corner) {
+  emulator::start_asynchronous([=] {
+    const size_t bytes = static_cast<size_t>(map.element);
+    for_box(map, to, corner, [&](char* shared, const char* element) {
+      if (element)
+        std::memcpy(shared, element, bytes);
+      else
+        std::memset(shared, 0, bytes);
+    });
+    emulator::Mbarrier& m = emulator::mbarrier(barrier);
+    m.bytes -= map.bytes();
+    emulator::complete(m);
+  });
+}
+inline void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y) {
+  const uint32_t address = emulator::everywhere(shared_address(to));
+  check_box("tma_load", map, 2, address);
+  load_box(address, map, emulator::everywhere(shared_address(barrier)), {{x, y, 0}});
+}
+inline void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y, int z) {
+  const uint32_t address = emulator::everywhere(shared_address(to));
+  check_box("tma_load", map, 3, address);
+  load_box(address, map, emulator::everywhere(shared_address(barrier)), {{x, y, z}});
+}
+inline void tma_load_multicast(void* to, const TensorMap& map, uint64_t* barrier, uint16_t ranks,
+                               int x, int y, int z) {
+  const uint32_t address = shared_address(to), at = shared_address(barrier);
+  check_box("tma_load_multicast", map, 3, address);
+  for (uint32_t rank = 0; rank < 16; ++rank)
+    if (ranks >> rank & 1)
+      load_box(emulator::address_in(rank, address), map, emulator::address_in(rank, at),
+               {{x, y, z}});
+}
+inline void store_box(const TensorMap& map, const void* from, int ndim, Corner corner) {
+  const uint32_t address = emulator::everywhere(shared_address(from));
+  check_box("tma_store", map, ndim, address);
+  const auto store = [=] {
+    for_box(map, address, corner, [&](const char* shared, char* element) {
+      if (element) std::memcpy(element, shared, static_cast<size_t>(map.element));
+    });
+  };
+  if (emulator::options.lazy)
+    emulator::machine.current->stores.open.push_back(store);
+  else
+    store();
+}
+inline void tma_store(const TensorMap& map, const void* from, int x, int y) {
+  store_box(map, from, 2, {{x, y, 0}});
+}
+inline void tma_store(const TensorMap& map, const void* from, int x, int y, int z) {
+  store_box(map, from, 3, {{x, y, z}});
+}
+inline void tma_store_commit() { emulator::machine.current->stores.commit(); }
+template <int kPending>
+inline void tma_store_wait() {
+  emulator::machine.current->stores.wait(kPending);
+}
+
+template <int kCount>
+inline void shrink_registers() {}
+template <int kCount>
+inline void grow_registers() {}
+
+inline emulator::Groups& products_of_warp() {
+  emulator::Fiber* f = emulator::machine.current;
+  return f->block->products[static_cast<size_t>(f->index / 32)];
+}
+inline void wgmma_fence() {}
+inline void wgmma_commit() {
+  emulator::collective("wgmma_commit", ~0u, nullptr, [](void**) { products_of_warp().commit(); });
+}
+template <int kPending>
+inline void wgmma_wait() {
+  emulator::collective("wgmma_wait", ~0u, nullptr,
+                       [](void**) { products_of_warp().wait(kPending); });
+}
+template <int kCount>
+inline void pin(float (&)[kCount]) {}
+// Elements (i, k) of the operand that a descriptor of the block `rank` names, i from `first`.
+template <class T>
+inline void read_operand(uint64_t descriptor, uint32_t rank, bool along_k, int first, int count,
+                         float (*out)[16]) {
+  if (descriptor >> 62 != 1) emulator::fail("wgmma: the descriptor is not for swizzled rows");
+  const auto field = [&](int bit) {
+    return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4;
+  };
+  const uint32_t start = field(0), leading = field(16), stride = field(32);
+  if (start & 0x380) emulator::fail("wgmma: rows do not start at a multiple of 1024 bytes");
+  for (int i = 0; i < count; ++i)
+    for (int k = 0; k < 16; ++k) {
+      const uint32_t n = static_cast<uint32_t>(first + i), step = static_cast<uint32_t>(k);
+      const uint32_t offset =
+          along_k ? n / 8 * stride + n % 8 * 128 + step * 2
+                  : n / 64 * leading + n % 64 * 2 + step / 8 * stride + step % 8 * 128;
+      const uint32_t address = emulator::address_in(rank, emulator::swizzle(start + offset));
+      T x;
+      std::memcpy(&x, emulator::shared_pointer(address, 2), 2);
+      out[i][k] = static_cast<float>(x);
+    }
+}
+template <class T, int kN, bool kAAlongK, bool kBAlongK>
+inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  struct Lane {
+    float* d;
+    uint64_t a, b;
+    bool add;
+  } mine{d, a, b, add};
+  emulator::collective("wgmma", ~0u, &mine, [](void** arguments) {
+    Lane** lanes = reinterpret_cast<Lane**>(arguments);
+    std::array<float*, 32> results;
+    for (size_t l = 0; l < 32; ++l) {
+      results[l] = lanes[l]->d;
+      if (lanes[l]->a != lanes[0]->a || lanes[l]->b != lanes[0]->b ||
+          lanes[l]->add != lanes[0]->add)
+        emulator::fail("wgmma: the lanes of a warp differ in their operands");
+    }
+    const emulator::Fiber* f = emulator::machine.current;
+    const uint32_t rank = f->block->rank;
+    const int first = f->index / 32 % 4 * 16;
+    const uint64_t a = lanes[0]->a, b = lanes[0]->b;
+    const bool add = lanes[0]->add;
+    const auto product = [=] {
+      float left[16][16], right[kN][16];
+      read_operand<T>(a, rank, kAAlongK, first, 16, left);
+      read_operand<T>(b, rank, kBAlongK, 0, kN, right);
+      for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < kN; ++j) {
+          float sum = 0;
+          for (int k = 0; k < 16; ++k) sum += left[i][k] * right[j][k];
+          float& result =
+              results[static_cast<size_t>(i % 8 * 4 + j % 8 / 2)][j / 8 * 4 + i / 8 * 2 + j % 2];
+          result = add ? result + sum : sum;
+        }
+    };
+    if (emulator::options.lazy)
+      products_of_warp().open.push_back(product);
+    else
+      product();
+  });
+}
+
 }  // namespace grebe::cuda
 #endif
+
+namespace grebe::cuda {
+
+// Names an operand of wgmma in shared memory, swizzled as by tma_load. Along k: rows of 64 elements in
+// k; `stride` bytes from eight rows to the next eight. Else: rows (one per k) of 64 elements of the
+// other dimension; `stride` from eight rows to the next eight, `leading` from 64 elements to the next
+// 64. The next 16 of k start 32 bytes or two times `stride` further.
+DEVICE uint64_t matrix_descriptor(const void* p, uint32_t leading, uint32_t stride) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
+  return (shared_address(p) & 0x3ffff) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 |
+         static_cast<uint64_t>(stride >> 4) << 32 | kSwizzle128;
+}
+
+}  // namespace grebe::cuda

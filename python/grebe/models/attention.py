@@ -38,7 +38,9 @@ def masked_softmax(scores: Tensor, valid_lens: Tensor | None) -> Tensor:
             f"{list(valid_lens.shape)}"
         )
     lengths = valid_lens.reshape(batch, -1, 1)
-    return nn.functional.softmax(scores.masked_fill(arange(keys) >= lengths, -1e6), -1)
+    return nn.functional.softmax(
+        scores.masked_fill(arange(keys, device=scores.device) >= lengths, -1e6), -1
+    )
 
 
 # ---- kernel pooling ----
@@ -135,7 +137,8 @@ class DotProductAttention(nn.Module):
                 )
             lengths = valid_lens if valid_lens.ndim == 1 else None
             if lengths is None:
-                mask = (arange(keys.shape[1]) < valid_lens.unsqueeze(-1)).unsqueeze(1)
+                positions = arange(keys.shape[1], device=keys.device)
+                mask = (positions < valid_lens.unsqueeze(-1)).unsqueeze(1)
         result = nn.functional.scaled_dot_product_attention(
             queries.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1), mask,
             self.dropout.p if self.training else 0.0, key_lengths=lengths,

@@ -127,7 +127,9 @@ class BERT(Checkpointed):
             raise ValueError(
                 f"BERT: expected tokens [B, T] with T from 1 to {most}, got {list(tokens.shape)}"
             )
-        x = self.word_embeddings(tokens) + self.position_embeddings(arange(tokens.shape[1]))
+        x = self.word_embeddings(tokens) + self.position_embeddings(
+            arange(tokens.shape[1], device=tokens.device)
+        )
         x = x + self.token_type_embeddings(tokens * 0 if segments is None else segments)
         x = self.dropout(self.norm(x))
         padding = padding_mask(lengths, tokens.shape[1])

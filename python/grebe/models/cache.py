@@ -16,18 +16,19 @@ class KVCache:
         heads: H.
         capacity: the most tokens that it takes.
         size: D.
-        dtype: of the model's parameters.
+        like: a tensor of the model, of whose dtype and on whose device they are.
 
     Attributes:
         length: tokens so far, in all layers but the one that is being computed.
     """
 
     def __init__(
-        self, layers: int, batch: int, heads: int, capacity: int, size: int, dtype: Any
+        self, layers: int, batch: int, heads: int, capacity: int, size: int, like: Tensor
     ) -> None:
         shape = (batch, heads, capacity, size)
-        self.keys = [zeros(shape, dtype=dtype) for _ in range(layers)]
-        self.values = [zeros(shape, dtype=dtype) for _ in range(layers)]
+        kind = {"dtype": like.dtype, "device": like.device}
+        self.keys = [zeros(shape, **kind) for _ in range(layers)]
+        self.values = [zeros(shape, **kind) for _ in range(layers)]
         self.capacity, self.length = capacity, 0
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

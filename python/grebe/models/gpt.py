@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import Tensor, from_numpy, nn
+from .. import Tensor, arange, as_tensor, from_numpy, nn
 from .cache import KVCache, self_attend
 from .layers import Checkpointed, encoder_layer, feed_forward
 from .sampling import check_sampling, evaluation, pick
@@ -125,7 +125,7 @@ class GPT(Checkpointed):
         c = self.config
         room = c.n_positions if capacity is None else capacity
         size = c.n_embd // c.n_head
-        return KVCache(c.n_layer, batch, c.n_head, room, size, self.wte.weight.dtype)
+        return KVCache(c.n_layer, batch, c.n_head, room, size, self.wte.weight)
 
     def features(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the output layer gets: [B, T, E]. Arguments as for `forward`."""
@@ -137,7 +137,7 @@ class GPT(Checkpointed):
             raise ValueError(f"GPT: expected 1 to {room - start} more tokens, got {steps}")
         if cache is not None and self.training:
             raise ValueError("GPT: a cache is for evaluation mode: call eval() first")
-        positions = from_numpy(np.arange(start, start + steps))
+        positions = arange(start, start + steps, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         mask = self.causal[:steps, :steps] if cache is None else None
         for i, layer in enumerate(self.h):
@@ -201,9 +201,10 @@ class GPT(Checkpointed):
             if cache.length + len(new) > room:
                 cache.length, new = 0, known[-max(1, room // 2) :]
             with evaluation(self):
-                features = self.features(from_numpy(np.array([new], np.int64)), cache)
+                tokens = as_tensor([new], device=self.wte.weight.device)
+                features = self.features(tokens, cache)
                 logits = nn.functional.linear(features[:, -1], self.wte.weight)
-            new = [pick(logits[0].numpy(), *how)]
+            new = [pick(logits[0].cpu().numpy(), *how)]
             known += new
             yield new[0]
 

@@ -51,4 +51,4 @@ def padding_mask(lengths: Tensor | None, steps: int) -> Tensor | None:
     """True where the rows [B, steps] hold padding; lengths are whole numbers [B], None: nowhere."""
     if lengths is None:
         return None
-    return arange(steps).unsqueeze(0) >= lengths.unsqueeze(1)
+    return arange(steps, device=lengths.device).unsqueeze(0) >= lengths.unsqueeze(1)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .. import Tensor, from_numpy, nn
+from .. import Tensor, as_tensor, from_numpy, nn
 
 
 def _behind(name: str, x: Tensor, offset: int, table: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class RelativePositionBias(nn.Module):
         far = np.log(np.maximum(distance, 1) / exact) / math.log(self.max_distance / exact)
         shared = exact + np.trunc(far * (count - exact) + 1e-9).astype(np.int64)
         bucket = np.where(distance < exact, distance, np.minimum(shared, count - 1))
-        return from_numpy(first + bucket)
+        return as_tensor(first + bucket, device=self.embedding.weight.device)
 
     def forward(self, query_length: int, key_length: int, offset: int = 0) -> Tensor:
         bias = self.embedding(self.buckets(query_length, key_length, offset))

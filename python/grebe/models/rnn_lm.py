@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import Tensor, from_numpy, nn
+from .. import Tensor, as_tensor, nn
 from .sampling import evaluation, pick
 
 RECURRENT: dict[str, Any] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -74,9 +74,9 @@ class RNNLM(nn.Module):
             )
         rng, added = np.random.default_rng(seed), []
         with evaluation(self):
-            tokens, state = list(prefix), None
+            tokens, state, device = list(prefix), None, next(self.parameters()).device
             for _ in range(length):
-                logits, state = self(from_numpy(np.array([tokens], np.int64)), state)
-                tokens = [pick(logits[0, -1].numpy(), temperature, rng)]
+                logits, state = self(as_tensor([tokens], device=device), state)
+                tokens = [pick(logits[0, -1].cpu().numpy(), temperature, rng)]
                 added += tokens
         return added

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import Tensor, cat, from_numpy, nn, stack
+from .. import Tensor, as_tensor, cat, nn, stack
 from .attention import AdditiveAttention
 from .sampling import evaluation
 
@@ -183,8 +183,8 @@ class Translator(nn.Module):
             last = np.full(len(source), bos)
             ended = np.zeros(len(source), bool)
             while len(chosen) < max_steps and not ended.all():
-                logits, state = self.step(from_numpy(last[:, None]), state)
-                last = logits.numpy()[:, -1].argmax(1)
+                logits, state = self.step(as_tensor(last[:, None], device=source.device), state)
+                last = logits[:, -1].cpu().numpy().argmax(1)
                 chosen.append(last)
                 ended |= last == eos
         rows = np.stack(chosen, 1).tolist() if chosen else [[] for _ in ended]
@@ -229,12 +229,12 @@ class Translator(nn.Module):
             beam = _Beam(beam_size, alpha, bos, eos)
             state = self.start(source, lengths)
             for _ in range(max_steps):
-                last = from_numpy(np.array([[row[-1]] for row in beam.alive]))
+                last = as_tensor([[row[-1]] for row in beam.alive], device=source.device)
                 logits, state = self.step(last, state)
-                rows = beam.extend(logits.numpy()[:, -1])
+                rows = beam.extend(logits[:, -1].cpu().numpy())
                 if beam.ended():
                     break
-                state = state.select(from_numpy(np.array(rows)))
+                state = state.select(as_tensor(rows, device=source.device))
         return beam.best()
 
 

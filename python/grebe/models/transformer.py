@@ -131,7 +131,7 @@ class TransformerSeq2Seq(Translator, Checkpointed):
             memory.append((key, value))
         cache = KVCache(
             len(self.decoder), len(source), self.heads, self.max_len, size // self.heads,
-            encoded.dtype,
+            encoded,
         )  # fmt: skip
         padding = padding_mask(lengths, source.shape[1])
         assert padding is not None

@@ -16,7 +16,7 @@ from .. import ops
 from .._cpu import Node, record, wrap
 from ..amp import low_precision
 from ..autograd import grad_enabled, no_grad
-from ..backend import empty
+from ..backend import empty, like, xp
 from ..dtypes import is_floating
 from ..ops.activation import gelu, logsigmoid, softplus
 from ..ops.attention import scaled_dot_product_attention
@@ -451,8 +451,9 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 1:
         raise ValueError(f"one_hot: num_classes must be positive or -1, got {num_classes}")
     check_range("one_hot", index, num_classes)
-    y = np.zeros((*index.shape, num_classes), np.int64)
-    np.put_along_axis(y, index[..., None].astype(np.int64), 1, axis=-1)
+    library = xp(index)
+    y = library.zeros((*index.shape, num_classes), np.int64)
+    library.put_along_axis(y, index[..., None].astype(np.int64), 1, axis=-1)
     return wrap(y)
 
 
@@ -549,5 +550,5 @@ def pad(
     for dim, (before, after) in enumerate(_pad_pairs(x, pad)):
         if before or after:
             index = _padded_index(mode, x.shape[dim], before, after)
-            x = x.index_select(dim, wrap(index))
+            x = x.index_select(dim, wrap(like(index, x.array)))
     return x

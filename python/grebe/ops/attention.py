@@ -1,4 +1,5 @@
-"""Scaled dot product attention. Kernel: csrc/cpu/attention.cpp. D2L sections 11.1 to 11.5.
+"""Scaled dot product attention. Kernels: csrc/cpu/attention.cpp and
+csrc/cuda/attention.cu. D2L sections 11.1 to 11.5.
 
 The composite form, made of differentiable ops, serves ``create_graph=True`` and whoever wants the
 weights, which the kernel never holds in memory.
@@ -15,7 +16,7 @@ import numpy as np
 from .. import autograd
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import low_precision
-from ..backend import Array, contiguous, empty, is_plain, kernels, like, xp
+from ..backend import Array, contiguous, empty, is_on_cuda, is_plain, kernels, like, xp
 from ..tensor import Tensor, expect_tensor
 from .dropout import check_p, dropout_mask
 from .matmul import matmul
@@ -90,24 +91,30 @@ def dense_rows(array: Array) -> Array:
     return contiguous(array.copy() if odd else array)
 
 
-def empty_rows(like: Array, size: int) -> Array:
-    """[B, H, L, size] with heads and positions in memory in the order of `like`."""
-    b, h, n, _ = like.shape
-    if like.strides[1] < like.strides[2]:
-        return empty((b, n, h, size), like.dtype, like).swapaxes(1, 2)
-    return empty((b, h, n, size), like.dtype, like)
+def empty_rows(x: Array, size: int) -> Array:
+    """[B, H, L, size] with heads and positions in memory in the order of `x`."""
+    b, h, n, _ = x.shape
+    if x.strides[1] < x.strides[2]:
+        return empty((b, n, h, size), x.dtype, x).swapaxes(1, 2)
+    return empty((b, h, n, size), x.dtype, x)
+
+
+def lacks_kernel(array: Array) -> bool:
+    """float16 on the CPU."""
+    return bool(array.dtype == np.float16) and not is_on_cuda(array)
 
 
 def wide(array: Array) -> Array:
-    """`array`, bfloat16 as float32: backward has no kernel for it."""
-    return wrap(array).to(np.float32).array if is_half(array.dtype) else array
+    """`array`, bfloat16 on the CPU as float32: its backward has no kernel for it."""
+    narrow = is_half(array.dtype) and not is_on_cuda(array)
+    return wrap(array).to(np.float32).array if narrow else array
 
 
-def gradient_of_mask(mask: Tensor | None, like: Array) -> Array | None:
+def gradient_of_mask(mask: Tensor | None) -> Array | None:
     """Zeros to which the kernel adds; None without an additive mask."""
     if mask is None or mask.array.dtype == bool:
         return None
-    zeros = empty(mask.array.shape, like.dtype, like)
+    zeros = empty(mask.array.shape, mask.array.dtype, mask.array)
     zeros.fill(0)
     return zeros
 
@@ -128,7 +135,7 @@ class Attention(Node):
         q, k, v, g, out = (dense_rows(wide(t.array)) for t in (query, key, value, grad, y))
         dq, dk, dv = (empty_rows(x, x.shape[-1]) for x in (q, k, v))
         wanted = mask if self.edges[3] is not None else None
-        dmask = gradient_of_mask(wanted, q)
+        dmask = gradient_of_mask(wanted)
         kernels(q).attention_backward(
             g, q, k, v, mask_array(mask), options.lengths, options.slopes, out, lse, dq, dk, dv,
             dmask, *options.arguments(),
@@ -178,8 +185,8 @@ def _fused(
 def _hidden(options: Options, scores: Array) -> Array | None:
     """Which of the scores [B, H, L, S] do not count, broadcastable."""
     b, _, n, s = scores.shape
-    lib = xp(scores)
-    keys, queries = lib.arange(s), lib.arange(n)[:, None]
+    library = xp(scores)
+    keys, queries = library.arange(s), library.arange(n)[:, None]
     hidden: Array | None = None
     if options.first > -n or options.end < s:
         hidden = (keys < queries + options.first) | (keys >= queries + options.end)
@@ -202,10 +209,10 @@ def composite(
     scores = matmul(query * options.scale, key.transpose(-2, -1))
     if options.softcap:
         scores = (scores / options.softcap).tanh() * options.softcap
-    *_, n, s = scores.array.shape
     if options.slopes is not None:
-        lib = xp(scores.array)
-        distance = np.abs(lib.arange(s) - lib.arange(n)[:, None] - options.shift)
+        *_, n, s = scores.array.shape
+        library = xp(scores.array)
+        distance = abs(library.arange(s) - library.arange(n)[:, None] - options.shift)
         scores = scores - wrap(options.slopes[:, None, None] * distance.astype(query.array.dtype))
     if mask is not None and mask.array.dtype == bool:
         scores = scores.masked_fill(mask.logical_not(), -math.inf)
@@ -307,7 +314,7 @@ def _mask_of_four(mask: Tensor, query: Tensor, lead: tuple[int, ...], n: int, s:
     return mask
 
 
-def _lengths(lengths: Tensor | None, batch: int) -> Array | None:
+def _lengths(lengths: Tensor | None, batch: int, query: Array) -> Array | None:
     if lengths is None:
         return None
     name = "scaled_dot_product_attention"
@@ -317,10 +324,10 @@ def _lengths(lengths: Tensor | None, batch: int) -> Array | None:
             f"{name}: key_lengths must be whole numbers [{batch}], got {array.dtype} "
             f"{list(array.shape)}"
         )
-    return contiguous(array.astype(np.int64))
+    return like(contiguous(array.astype(np.int64)), query)
 
 
-def _slopes(score_mod: ScoreMod | None, heads: int, dtype: np.dtype[Any]) -> Array | None:
+def _slopes(score_mod: ScoreMod | None, heads: int, query: Array) -> Array | None:
     name = "scaled_dot_product_attention"
     if score_mod is None or isinstance(score_mod, SoftCap):
         return None
@@ -333,7 +340,7 @@ def _slopes(score_mod: ScoreMod | None, heads: int, dtype: np.dtype[Any]) -> Arr
         raise RuntimeError(
             f"{name}: expected one slope for each of {heads} heads, got {list(array.shape)}"
         )
-    return contiguous(array.astype(dtype))
+    return like(contiguous(array.astype(score_dtype(query.dtype))), query)
 
 
 def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
@@ -404,7 +411,7 @@ def scaled_dot_product_attention(
     _check_shapes(q, k, v, enable_gqa)
     check_p(name, dropout_p)
     n, s, lead = q.shape[-2], k.shape[-2], _leading(q, k, v, enable_gqa)
-    if q.dtype == np.float16:
+    if lacks_kernel(q):
         halves = [t.to(np.float32) for t in (query, key, value)]
         if attn_mask is not None and attn_mask.array.dtype == np.float16:
             attn_mask = attn_mask.to(np.float32)
@@ -430,8 +437,8 @@ def scaled_dot_product_attention(
     options = Options(
         1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale),
         score_mod.cap if isinstance(score_mod, SoftCap) else 0.0,
-        _slopes(score_mod, heads, score_dtype(q.dtype)),
-        _lengths(key_lengths, batch),
+        _slopes(score_mod, heads, q),
+        _lengths(key_lengths, batch, q),
         first, end, causal_offset, float(dropout_p), *stream,
     )  # fmt: skip
     if not need_weights:

@@ -7,13 +7,14 @@ up where a row is used twice. D2L sections 2.1.2 and 2.3.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from typing import Any
 
 import numpy as np
 
 from .._cpu import Node, TensorBase, bump, grad_enabled, record, wrap
-from ..backend import Array, as_storage, is_array, xp
+from ..backend import Array, as_storage, contiguous, is_array, is_on_cuda, kernels, like, xp
 from ..backend import empty as empty_array
 from ..tensor import Tensor, assign, check_writable, expect_tensor, method, snapshot
 from .compare import where
@@ -126,6 +127,9 @@ def _add_at(target: Array, index: tuple[Any, ...], values: Array) -> None:
     Rows of one integer index are sorted and summed run by run: np.add.at works element by element
     and is many times slower on wide rows.
     """
+    if is_on_cuda(target) and target.dtype.kind == "f":
+        _add_on_cuda(target, index, values)
+        return
     rows, dim = index[-1], len(index) - 1
     only_rows = is_array(rows) and rows.dtype.kind in "iu"
     along = all(isinstance(part, slice) and part == slice(None) for part in index[:-1])
@@ -144,6 +148,19 @@ def _add_at(target: Array, index: tuple[Any, ...], values: Array) -> None:
         target[flat] += wide
         return
     target[ordered[starts]] += np.add.reduceat(wide[order], starts, axis=0)
+
+
+def _add_on_cuda(target: Array, index: tuple[Any, ...], values: Array) -> None:
+    """As `_add_at`, in a fixed order: through the numbers of the rows that the index picks."""
+    lead = sum(part.ndim if is_array(part) and part.dtype.kind == "b" else 1 for part in index)
+    count, width = math.prod(target.shape[:lead]), math.prod(target.shape[lead:])
+    numbers = xp(target).arange(count).reshape(target.shape[:lead])[index]
+    rows = np.broadcast_to(values, numbers.shape + target.shape[lead:])
+    sums = empty_array((count, width), target.dtype, target)
+    kernels(target).sum_rows(
+        contiguous(rows).reshape(-1, width), None, contiguous(numbers).reshape(-1), None, sums
+    )
+    target += sums.reshape(target.shape)
 
 
 def _getitem(self: Tensor, index: Any) -> Tensor:
@@ -279,7 +296,7 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
 
 def _open_grid(shape: tuple[int, ...], dim: int, index: Array) -> tuple[Any, ...]:
     """The full integer index of gather and scatter: positions in all dimensions, `index` in dim."""
-    grid = list(np.ogrid[tuple(slice(s) for s in index.shape)])
+    grid = [like(g, index) for g in np.ogrid[tuple(slice(s) for s in index.shape)]]
     grid[dim] = index
     return tuple(grid)
 

@@ -1,4 +1,4 @@
-"""Attention of several heads on joint projections. Kernel: csrc/cpu/attention.cpp. D2L 11.5.
+"""Attention of several heads on joint projections. Kernels: as for `attention`. D2L 11.5.
 
 Query, key and value stay where the matrix product of their projection has put them, side by side
 in one array; their gradients are written the same way, so that the projection's backward is one
@@ -22,6 +22,7 @@ from .attention import (
     composite,
     gradient_of_mask,
     gradients_of,
+    lacks_kernel,
     mask_array,
     score_dtype,
     wide,
@@ -87,7 +88,7 @@ class MultiheadAttention(Node):
         gradients = [empty(a.shape, a.dtype, a) for a in arrays]
         heads = Layout((1,), layout.heads, layout.batch_first)
         (dy,), (out,) = heads.arrays([contiguous(wide(grad.array))]), heads.arrays([wide(y.array)])
-        dmask = gradient_of_mask(mask if self.edges[-1] is not None else None, dy)
+        dmask = gradient_of_mask(mask if self.edges[-1] is not None else None)
         kernels(dy).attention_backward(
             dy, *layout.arrays(arrays), mask_array(mask), options.lengths, options.slopes, out, lse,
             *layout.arrays(gradients), dmask, *options.arguments(),
@@ -128,7 +129,7 @@ def multihead_attention(
     dtype = sources[0].array.dtype
     if mask is not None and is_half(mask.array.dtype):
         mask = mask.to(np.float32)
-    if dtype == np.float16:
+    if lacks_kernel(sources[0].array):
         sources = [s.to(np.float32) for s in sources]
         y, weights = multihead_attention(
             sources, layout, mask, lengths, is_causal, dropout_p, need_weights

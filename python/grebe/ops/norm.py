@@ -1,25 +1,48 @@
 """Batch, instance, group, layer and RMS normalisation. D2L sections 8.5, 11.7.
 
-Kernels: csrc/cpu/norm.cpp. Composite forms, made of differentiable ops, serve `create_graph=True`.
+Kernels: csrc/cpu/norm.cpp, csrc/cuda/norm.cu and layer_norm.cu. Composite forms, made of
+differentiable ops, serve `create_graph=True`. The CUDA kernels take 16-bit inputs, with parameters
+and statistics in float32; for the CPU's they become float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from .._cpu import Node, bump, grad_enabled, record, wrap
-from ..backend import Array, contiguous, kernels
+from ..backend import Array, contiguous, is_on_cuda, kernels
 from ..tensor import Tensor, expect_tensor
 from .softmax import check_floating, empty_like, in_layout_of, is_half, is_innermost
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
 
 
+def _wide(x: Array) -> np.dtype[Any]:
+    """The dtype of parameters and statistics."""
+    return np.dtype(np.float32) if is_half(x.dtype) else x.dtype
+
+
+def _widened(*parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if p is None else p.to(np.float32) for p in parameters]
+
+
+def _composite_gradients(
+    composite: Callable[..., Any], grad: Tensor, x: Tensor, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    """``composite(grad, x, *rest)``, the gradient of x first; 16-bit arguments as float32."""
+    if not is_half(x.array.dtype):
+        result: tuple[Tensor | None, ...] = composite(grad, x, *rest)
+        return result
+    gx, *others = composite(grad.to(np.float32), x.to(np.float32), *rest)
+    return (gx.to(x.array.dtype), *others)
+
+
 def _parameter(name: str, argument: str, value: Tensor | None, x: Array, size: int) -> Array | None:
-    """A per-channel vector as a contiguous array of x's dtype."""
+    """A per-channel vector as a contiguous array of x's dtype, float32 for 16-bit ones."""
     if value is None:
         return None
     p = expect_tensor(name, argument, value)
@@ -28,8 +51,8 @@ def _parameter(name: str, argument: str, value: Tensor | None, x: Array, size: i
             f"{name}: expected {argument} of shape [{size}] for input of shape {list(x.shape)}, "
             f"got {list(p.shape)}"
         )
-    if p.dtype != x.dtype:
-        raise TypeError(f"{name}: expected {argument} of dtype {x.dtype}, got {p.dtype}")
+    if p.dtype != _wide(x):
+        raise TypeError(f"{name}: expected {argument} of dtype {_wide(x)}, got {p.dtype}")
     return contiguous(p)
 
 
@@ -55,10 +78,13 @@ class BatchNorm(Node):
 
     __slots__ = ()
 
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, invstd, training, eps = self.saved
         if grad_enabled():
-            return self._composite(grad, input, weight, wrap(mean), wrap(invstd), training, eps)
+            statistics = wrap(mean), wrap(invstd)
+            return _composite_gradients(
+                self._composite, grad, input, weight, *statistics, training, eps
+            )
         x, channels_last = _channel_layout(input.array)
         g = in_layout_of(x, grad.array)
         wanted = [edge is not None for edge in self.edges]
@@ -136,10 +162,11 @@ def batch_norm(
     if x.ndim < 2:
         raise ValueError(f"{name}: expected input of shape [N, C, ...], got {list(x.shape)}")
     if is_half(x.dtype):
-        w32, b32 = (None if t is None else t.to(np.float32) for t in (weight, bias))
-        x32 = input.to(np.float32)
-        y32 = batch_norm(x32, running_mean, running_var, w32, b32, training, momentum, eps)
-        return y32.to(x.dtype)
+        weight, bias = _widened(weight, bias)
+        if not is_on_cuda(x):
+            x32 = input.to(np.float32)
+            y32 = batch_norm(x32, running_mean, running_var, weight, bias, training, momentum, eps)
+            return y32.to(x.dtype)
     channels = x.shape[1]
     per_channel = x.size // max(channels, 1)
     if training and per_channel < 2:
@@ -155,7 +182,7 @@ def batch_norm(
     b = _parameter(name, "bias", bias, x, channels)
     x, channels_last = _channel_layout(x)
     y = empty_like(x)
-    mean, invstd = kernels(x).empty((channels,), x.dtype), kernels(x).empty((channels,), x.dtype)
+    mean, invstd = (kernels(x).empty((channels,), _wide(x)) for _ in range(2))
     kernels(x).batch_norm(
         x, w, b, mean_array, var_array, y, mean, invstd, training, momentum, eps, channels_last
     )
@@ -235,16 +262,16 @@ class LayerNorm(Node):
 
     __slots__ = ()
 
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, invstd, inner, eps = self.saved
         if grad_enabled():
-            return self._composite(grad, input, weight, inner, eps)
+            return _composite_gradients(self._composite, grad, input, weight, inner, eps)
         x, g = contiguous(input.array), contiguous(grad.array)
         shape = x.shape[x.ndim - inner :]
         wanted = [edge is not None for edge in self.edges]
         gx = empty_like(x) if wanted[0] else None
-        gw = kernels(x).empty(shape, x.dtype) if wanted[1] else None
-        gb = kernels(x).empty(shape, x.dtype) if wanted[2] else None
+        gw = kernels(x).empty(shape, _wide(x)) if wanted[1] else None
+        gb = kernels(x).empty(shape, _wide(x)) if wanted[2] else None
         w = None if weight is None else contiguous(weight.array)
         n = math.prod(shape)
         kernels(x).layer_norm_backward(g, x, w, mean, invstd, gx, gw, gb, mean.size, n)
@@ -301,8 +328,9 @@ def layer_norm(
     check_floating(name, "input", x)
     shape = _normalized_shape(name, x, normalized_shape)
     if is_half(x.dtype):
-        w32, b32 = (None if t is None else t.to(np.float32) for t in (weight, bias))
-        return layer_norm(input.to(np.float32), shape, w32, b32, eps).to(x.dtype)
+        weight, bias = _widened(weight, bias)
+        if not is_on_cuda(x):
+            return layer_norm(input.to(np.float32), shape, weight, bias, eps).to(x.dtype)
     w, b = (
         _layer_parameter(name, argument, value, x, shape)
         for argument, value in (("weight", weight), ("bias", bias))
@@ -311,7 +339,7 @@ def layer_norm(
     n = math.prod(shape)
     rows = math.prod(x.shape[: x.ndim - len(shape)])
     y = empty_like(x)
-    mean, invstd = kernels(x).empty((rows,), x.dtype), kernels(x).empty((rows,), x.dtype)
+    mean, invstd = (kernels(x).empty((rows,), _wide(x)) for _ in range(2))
     kernels(x).layer_norm(x, w, b, y, mean, invstd, rows, n, eps)
     saved = (input, weight, mean, invstd, len(shape), eps)
     return record(LayerNorm, y, (input, weight, bias), saved)
@@ -322,15 +350,15 @@ class RMSNorm(Node):
 
     __slots__ = ()
 
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, invrms, inner, eps = self.saved
         if grad_enabled():
-            return self._composite(grad, input, weight, inner, eps)
+            return _composite_gradients(self._composite, grad, input, weight, inner, eps)
         x, g = contiguous(input.array), contiguous(grad.array)
         shape = x.shape[x.ndim - inner :]
         wanted = [edge is not None for edge in self.edges]
         gx = empty_like(x) if wanted[0] else None
-        gw = kernels(x).empty(shape, x.dtype) if wanted[1] else None
+        gw = kernels(x).empty(shape, _wide(x)) if wanted[1] else None
         w = None if weight is None else contiguous(weight.array)
         n = math.prod(shape)
         kernels(x).layer_norm_backward(g, x, w, None, invrms, gx, gw, None, invrms.size, n)
@@ -375,15 +403,16 @@ def rms_norm(
     check_floating(name, "input", x)
     shape = _normalized_shape(name, x, normalized_shape)
     if is_half(x.dtype):
-        w32 = None if weight is None else weight.to(np.float32)
-        return rms_norm(input.to(np.float32), shape, w32, eps).to(x.dtype)
+        (weight,) = _widened(weight)
+        if not is_on_cuda(x):
+            return rms_norm(input.to(np.float32), shape, weight, eps).to(x.dtype)
     w = _layer_parameter(name, "weight", weight, x, shape)
     if eps is None:
-        eps = float(np.finfo(x.dtype).eps)
+        eps = float(np.finfo(_wide(x)).eps)
     x = contiguous(x)
     rows = math.prod(x.shape[: x.ndim - len(shape)])
     y = empty_like(x)
-    invrms = kernels(x).empty((rows,), x.dtype)
+    invrms = kernels(x).empty((rows,), _wide(x))
     kernels(x).layer_norm(x, w, None, y, None, invrms, rows, math.prod(shape), eps)
     return record(RMSNorm, y, (input, weight), (input, weight, invrms, len(shape), eps))
 
@@ -412,8 +441,8 @@ def _layer_parameter(
     p = expect_tensor(name, argument, value)
     if p.shape != shape:
         raise ValueError(f"{name}: expected {argument} of shape {list(shape)}, got {list(p.shape)}")
-    if p.dtype != x.dtype:
-        raise TypeError(f"{name}: expected {argument} of dtype {x.dtype}, got {p.dtype}")
+    if p.dtype != _wide(x):
+        raise TypeError(f"{name}: expected {argument} of dtype {_wide(x)}, got {p.dtype}")
     return contiguous(p)
 
 
@@ -456,15 +485,16 @@ class GroupNorm(Node):
 
     __slots__ = ()
 
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, invstd, sizes, eps = self.saved
         if grad_enabled():
-            return self._composite(grad, input, weight, sizes, eps)
+            return _composite_gradients(self._composite, grad, input, weight, sizes, eps)
         x, channels_last = _channel_layout(input.array)
         g = in_layout_of(x, grad.array)
         wanted = [edge is not None for edge in self.edges]
         gx = empty_like(x) if wanted[0] else None
-        gw, gb = (kernels(x).empty((x.shape[1],), x.dtype) if want else None for want in wanted[1:])
+        sizes_of = (x.shape[1],), _wide(x)
+        gw, gb = (kernels(x).empty(*sizes_of) if want else None for want in wanted[1:])
         w = None if weight is None else contiguous(weight.array)
         kernels(x).group_norm_backward(g, x, w, mean, invstd, gx, gw, gb, *sizes, channels_last)
         return (
@@ -496,14 +526,16 @@ def _group_norm(
     x = input.array
     check_floating(name, "input", x)
     if is_half(x.dtype):
-        w32, b32 = (None if t is None else t.to(np.float32) for t in (weight, bias))
-        return _group_norm(name, input.to(np.float32), groups, w32, b32, eps).to(x.dtype)
+        weight, bias = _widened(weight, bias)
+        if not is_on_cuda(x):
+            x32 = input.to(np.float32)
+            return _group_norm(name, x32, groups, weight, bias, eps).to(x.dtype)
     n, c = x.shape[:2]
     w = _parameter(name, "weight", weight, x, c)
     b = _parameter(name, "bias", bias, x, c)
     x, channels_last = _channel_layout(x)
     sizes = (n, groups, c // groups, math.prod(x.shape[2:]))
     y = empty_like(x)
-    mean, invstd = (kernels(x).empty((n * groups,), x.dtype) for _ in range(2))
+    mean, invstd = (kernels(x).empty((n * groups,), _wide(x)) for _ in range(2))
     kernels(x).group_norm(x, w, b, y, mean, invstd, *sizes, eps, channels_last)
     return record(GroupNorm, y, (input, weight, bias), (input, weight, mean, invstd, sizes, eps))

@@ -1,8 +1,8 @@
 """Maximum and average pooling over one, two and three dimensions, also adaptive.
 
 Average pooling and its gradient are linear and each other's backward; so are reading the maxima by
-their positions and adding gradients at them. The kernels (csrc/cpu/pool.cpp) pool images; a window
-of a volume is a window of planes, then one of depth. D2L section 7.5.
+their positions and adding gradients at them. The kernels (csrc/cpu/pool.cpp, csrc/cuda/pool.cu)
+pool images; a window of a volume is a window of planes, then one of depth. D2L section 7.5.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..backend import Array, contiguous, kernels, xp
+from ..backend import Array, contiguous, is_on_cuda, kernels, xp
 from ..tensor import Tensor
 from .window import (
     Sizes,
@@ -296,9 +296,12 @@ def _spatial(name: str, input: Tensor, count: int = 2) -> Sizes:
 
 
 def _batched(input: Tensor, pool: Any, spatial: int = 2) -> Any:
-    """`pool` of a float32 or float64 batch, for any input that passed its checks."""
+    """`pool` of a batch that the kernels take, for any input that passed its checks.
+
+    16-bit numbers become float32, but for images on the GPU: a volume would be rounded twice.
+    """
     dtype = input.array.dtype
-    if is_half(dtype):
+    if is_half(dtype) and not (spatial == 2 and is_on_cuda(input.array)):
         return _each(_batched(input.to(np.float32), pool, spatial), lambda y: y.to(dtype))
     if input.array.ndim == spatial + 2:
         return pool(input)

@@ -1,4 +1,4 @@
-"""Recurrent layers and cells. Kernel: csrc/cpu/rnn.cpp. D2L sections 9.4, 10.1 and 10.2.
+"""Recurrent layers and cells. Kernels: csrc/cpu/rnn.cpp, csrc/cuda/rnn.cu. D2L 9.4, 10.1, 10.2.
 
 All work on `Steps`: the tokens of a batch of sequences one step after the other, longest sequence
 first, so that padding costs nothing. The composite form, made of differentiable ops, serves
@@ -6,7 +6,8 @@ first, so that padding costs nothing. The composite form, made of differentiable
 
 bfloat16 runs in the kernel where products of pairs do (level avx512bf16; even sizes, at least
 `_FUSED_ROWS` sequences): weights, inputs, h and their gradients are bfloat16, sums, gates and c
-float32. Elsewhere, and for float16, everything is converted to float32 and back.
+float32. Elsewhere, and for float16, everything is converted to float32 and back. On CUDA the
+product with the inputs is always a matrix product of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from .. import _cpu, autograd
 from .._cpu import Node, grad_enabled, wrap
 from ..autograd import record_many
-from ..backend import Array, bfloat16, contiguous, empty, kernels
+from ..backend import Array, bfloat16, contiguous, empty, is_on_cuda, kernels, like
 from ..tensor import Tensor, expect_tensor
 from .creation import zeros
 from .elementwise import add, mul, relu, sigmoid, sub, tanh
@@ -94,8 +95,9 @@ def _zeros(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
 
 
 def _copied(array: Array, rows: Any) -> Array:
-    result = empty((len(array[rows]), array.shape[1]), array.dtype, array)
-    result[...] = array[rows]
+    found = array[rows if isinstance(rows, slice) else like(rows, array)]
+    result = empty(found.shape, array.dtype, array)
+    result[...] = found
     return result
 
 
@@ -273,6 +275,7 @@ def recurrent(
     fused = (
         len(x.array) >= (_FUSED_ROWS if steps.count > 1 else _FUSED_CELL_ROWS) * steps.count
         and x.array.shape[1] > 0
+        and not is_on_cuda(x.array)
     )
     inputs: tuple[Any, ...] = (x, h0, c0, *weights, projection)
     if is_half(x.array.dtype) and not (fused and _in_pairs(x, h0, weights[0], steps.mode)):

@@ -1,4 +1,4 @@
-"""Rotary positions. Kernel: csrc/cpu/rotary.cpp. Su et al. 2021."""
+"""Rotary positions. Kernels: csrc/cpu/rotary.cpp, csrc/cuda/rotary.cu. Su et al. 2021."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, record, wrap
-from ..backend import Array, kernels
+from ..backend import Array, contiguous, kernels, like
 from ..dtypes import as_dtype, get_default_dtype, is_floating
 from ..tensor import Tensor, expect_tensor
 from .attention import dense_rows, empty_rows
@@ -46,7 +46,7 @@ def _table(argument: str, table: Any, x: Array) -> Array:
             f"R / 2] with R up to {x.shape[-1]}, got {list(array.shape)}"
         )
     dtype = np.float32 if is_half(x.dtype) else x.dtype
-    dense = np.ascontiguousarray(array, dtype)
+    dense = like(contiguous(array.astype(dtype, copy=False)), x)
     return np.broadcast_to(dense, (x.shape[0], *dense.shape[-2:]))
 
 

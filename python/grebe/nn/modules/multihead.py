@@ -8,7 +8,7 @@ import numpy as np
 
 from ..._cpu import wrap
 from ...amp import STATE
-from ...backend import Array
+from ...backend import Array, is_on_cuda
 from ...dtypes import is_floating
 from ...ops.creation import empty, zeros
 from ...ops.multihead import Layout, multihead_attention
@@ -46,7 +46,12 @@ def additive(mask: Tensor, dtype: np.dtype[Any]) -> Tensor:
 
 
 def _lengths(padding: Array) -> Array | None:
-    """How many keys come before the padding, where it is at the end of each row."""
+    """How many keys come before the padding, where it is at the end of each row.
+
+    On the GPU nobody looks: that would wait for all work before it.
+    """
+    if is_on_cuda(padding):
+        return None
     size = padding.shape[1]
     lengths = size - padding.sum(1, dtype=np.int64)
     at_end: bool = np.array_equal(padding, np.arange(size) >= lengths[:, None])
@@ -185,7 +190,7 @@ class MultiheadAttention(Module):
             for_k.append(self.bias_k.expand(*shape).to(k.dtype))
             for_v.append(self.bias_v.expand(*shape).to(k.dtype))
         if self.add_zero_attn:
-            nothing = zeros(shape, dtype=k.dtype)
+            nothing = zeros(shape, dtype=k.dtype, device=k.device)
             for_k.append(nothing)
             for_v.append(nothing)
         return [q, cat(for_k, dim), cat(for_v, dim)]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...backend import on_host
 from ...ops.creation import full
 from ...ops.creation import tensor as make_tensor
 from ...ops.shape import cat
@@ -36,8 +37,10 @@ class PackedSequence(NamedTuple):
     unsorted_indices: Tensor | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
-        """Moves or casts the data, see `Tensor.to`."""
-        return self._replace(data=self.data.to(*args, **kwargs))
+        """Moves or casts the data, see `Tensor.to`; the indices go along."""
+        data = self.data.to(*args, **kwargs)
+        orders = [t if t is None else t.to(data.device) for t in self[2:]]
+        return PackedSequence(data, self.batch_sizes, *orders)
 
 
 def invert_permutation(permutation: Tensor | None) -> Tensor | None:
@@ -45,13 +48,14 @@ def invert_permutation(permutation: Tensor | None) -> Tensor | None:
     if permutation is None:
         return None
     order = expect_tensor("invert_permutation", "permutation", permutation)
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(order.size)
-    return make_tensor(inverse)
+    indices = on_host(order)
+    inverse = np.empty_like(indices)
+    inverse[indices] = np.arange(indices.size)
+    return make_tensor(inverse, device=permutation.device)
 
 
 def _lengths(name: str, lengths: Any, batch: int, steps: int) -> np.ndarray[Any, Any]:
-    array = np.asarray(lengths.numpy() if isinstance(lengths, Tensor) else lengths)
+    array = np.asarray(lengths.cpu().numpy() if isinstance(lengths, Tensor) else lengths)
     if array.shape != (batch,) or array.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: expected one whole length for each of {batch} sequences, got shape "
@@ -93,11 +97,11 @@ def pack_padded_sequence(
             )
     else:
         by_length = np.argsort(-sizes, kind="stable")
-        order, sizes = make_tensor(by_length), sizes[by_length]
+        order, sizes = make_tensor(by_length, device=x.device), sizes[by_length]
         x = x.index_select(1, order)
     batch_sizes = (sizes > np.arange(sizes[0])[:, None]).sum(1)
     tokens = np.flatnonzero(np.arange(x.shape[0])[:, None] < sizes)
-    data = x.flatten(0, 1).index_select(0, make_tensor(tokens))
+    data = x.flatten(0, 1).index_select(0, make_tensor(tokens, device=x.device))
     return PackedSequence(data, make_tensor(batch_sizes), order, invert_permutation(order))
 
 
@@ -127,11 +131,13 @@ def pad_packed_sequence(
     batch = int(sizes[0])
     lengths = (sizes[:, None] > np.arange(batch)).sum(0)
     tokens = np.flatnonzero(np.arange(steps)[:, None] < lengths)
-    flat = full((steps * batch, *data.shape[1:]), padding_value, dtype=data.dtype)
-    padded = flat.index_put((make_tensor(tokens),), data).unflatten(0, (steps, batch))
+    device = data.device
+    flat = full((steps * batch, *data.shape[1:]), padding_value, dtype=data.dtype, device=device)
+    padded = flat.index_put((make_tensor(tokens, device=device),), data)
+    padded = padded.unflatten(0, (steps, batch))
     if sequence.unsorted_indices is not None:
         padded = padded.index_select(1, sequence.unsorted_indices)
-        lengths = lengths[sequence.unsorted_indices.numpy()]
+        lengths = lengths[sequence.unsorted_indices.cpu().numpy()]
     return padded.transpose(0, 1) if batch_first else padded, make_tensor(lengths)
 
 
@@ -161,7 +167,7 @@ def pad_sequence(
     rows = []
     for t in tensors:
         missing = (steps - len(t), *t.shape[1:])
-        padding = full(missing, padding_value, dtype=t.dtype)
+        padding = full(missing, padding_value, dtype=t.dtype, device=t.device)
         rows.append(cat([padding, t] if padding_side == "left" else [t, padding]))
     padded = cat(rows).unflatten(0, (len(rows), steps))
     return padded if batch_first else padded.transpose(0, 1)
