@@ -147,3 +147,123 @@ def test_training_follows_the_cpu(name: str, optimizer: str) -> None:
         losses.append(seen)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     assert losses[0][-1] < losses[0][0]
+
+
+# ---- streams, events, pinned memory ----
+
+
+def test_streams_and_events() -> None:
+    side = grebe.cuda.Stream()
+    start, end = (grebe.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    side.wait_stream(grebe.cuda.current_stream())
+    with grebe.cuda.stream(side):
+        x = grebe.ones(3, device="cuda") + 1
+        end.record()
+    grebe.cuda.current_stream().wait_event(end)
+    end.synchronize()
+    side.synchronize()
+    assert end.query() and side.query() and start.elapsed_time(end) >= 0
+    assert x.tolist() == [2, 2, 2]
+
+
+def test_pinned_memory() -> None:
+    x = grebe.arange(6).float().reshape(2, 3)
+    assert not x.is_pinned()
+    pinned = x.pin_memory()
+    assert pinned.is_pinned() and pinned[1].is_pinned() and pinned.pin_memory() is pinned
+    assert pinned.to("cuda", non_blocking=True).tolist() == x.tolist()
+    with pytest.raises(RuntimeError, match="pin_memory"):
+        x.cuda().pin_memory()
+
+
+def test_loader_pins_its_batches() -> None:
+    data = grebe.utils.data.TensorDataset(grebe.arange(5), grebe.ones(5, 2))
+    for workers in (0, 1):
+        loader = grebe.utils.data.DataLoader(data, 2, pin_memory=True, num_workers=workers)
+        for index, ones in loader:
+            assert index.is_pinned() and ones.is_pinned()
+
+
+def test_default_device() -> None:
+    grebe.set_default_device("cuda")
+    try:
+        assert grebe.get_default_device() == grebe.device("cuda", 0)
+        assert grebe.zeros(2).is_cuda and nn.Linear(2, 3).weight.is_cuda
+        assert not grebe.zeros(2, device="cpu").is_cuda
+    finally:
+        grebe.set_default_device(None)
+    assert not grebe.zeros(2).is_cuda
+
+
+# ---- graphs ----
+
+
+def test_graph_of_a_training_step() -> None:
+    def make() -> tuple[nn.Module, grebe.optim.Optimizer]:
+        grebe.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(36, 10),
+        ).cuda()  # fmt: skip
+        return net, grebe.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+    def step(net: nn.Module, optimizer: grebe.optim.Optimizer) -> grebe.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    rng = np.random.default_rng(0)
+    batches = [
+        (grebe.tensor(rng.standard_normal((4, 1, 8, 8)), dtype=grebe.float32),
+         grebe.tensor(rng.integers(0, 10, 4)))
+        for _ in range(5)
+    ]  # fmt: skip
+    x, y = batches[0][0].cuda(), batches[0][1].cuda()
+    eager, captured = make(), make()
+    wanted = []
+    for inputs, labels in batches:
+        x.copy_(inputs)
+        y.copy_(labels)
+        wanted.append(step(*eager).item())
+    x.copy_(batches[0][0])
+    y.copy_(batches[0][1])
+    got = [step(*captured).item()]
+    graph = grebe.cuda.CUDAGraph()
+    before = captured[0].state_dict()["0.weight"].tolist()
+    with grebe.cuda.graph(graph):
+        assert grebe.cuda.is_current_stream_capturing()
+        loss = step(*captured)
+    assert captured[0].state_dict()["0.weight"].tolist() == before  # nothing has been done
+    for inputs, labels in batches[1:]:
+        x.copy_(inputs)
+        y.copy_(labels)
+        graph.replay()
+        got.append(loss.item())
+    assert got == wanted
+    for a, b in zip(eager[0].parameters(), captured[0].parameters(), strict=True):
+        assert a.tolist() == b.tolist()
+
+
+def test_graph_refuses_what_a_replay_can_not_do() -> None:
+    x = grebe.ones(4, device="cuda", requires_grad=True)
+    adam = grebe.optim.Adam([x])
+    x.sum().backward()
+    adam.step()
+    graph = grebe.cuda.CUDAGraph()
+    for forbidden in (
+        lambda: x[0].item(),
+        lambda: nn.functional.dropout(x, 0.5),
+        lambda: grebe.rand(3, device="cuda"),
+        lambda: x.cpu(),
+        adam.step,
+        lambda: bool((x > 0).all()),
+    ):
+        with pytest.raises(RuntimeError), grebe.cuda.graph(graph):
+            forbidden()
+        assert not grebe.cuda.is_current_stream_capturing()
+    with pytest.raises(RuntimeError, match="nothing has been captured"):
+        graph.replay()
+    assert (x * 1).tolist()[0] < 1

@@ -172,13 +172,20 @@ __global__ void __launch_bounds__(kThreads) add_rows(int64_t n, int64_t d, Sorte
 
 // ---- rows as they are ----
 
-// Words of the largest size that divides a row.
+// Words of the largest size that divides a row. Rows that are not there (only a CUDA graph can ask for
+// them: otherwise Python has looked) are NaN.
 template <class Word>
 __global__ void __launch_bounds__(kThreads)
-    copy_rows(int64_t n, int64_t words, const Word* table, const int64_t* index, Word* y) {
+    copy_rows(int64_t n, int64_t words, int64_t rows, const Word* table, const int64_t* index,
+              Word* y) {
   const int64_t size = n * words;
-  for (int64_t at = thread_number(); at < size; at += thread_count())
-    y[at] = table[index[at / words] * words + at % words];
+  for (int64_t at = thread_number(); at < size; at += thread_count()) {
+    const int64_t row = index[at / words];
+    if (row >= 0 && row < rows)
+      y[at] = table[row * words + at % words];
+    else
+      memset(y + at, 0xff, sizeof(Word));
+  }
 }
 
 template <class Word>
@@ -186,8 +193,8 @@ void gather(const View& x, const View& index, const View& y, int64_t bytes) {
   const int64_t n = numel(index), words = bytes / static_cast<int64_t>(sizeof(Word));
   const int64_t threads = n * words < int64_t{1} << 24 ? n * words : int64_t{1} << 24;
   launch("embedding", copy_rows<Word>, blocks_for(threads, kThreads), kThreads, 0, n, words,
-         static_cast<const Word*>(data<Word>(x)), static_cast<const int64_t*>(data<int64_t>(index)),
-         data<Word>(y));
+         x.shape[0], static_cast<const Word*>(data<Word>(x)),
+         static_cast<const int64_t*>(data<int64_t>(index)), data<Word>(y));
 }
 
 int64_t item_bytes(DType t) {

@@ -25,7 +25,9 @@ from .printing import set_printoptions
 from .tensor import Size as Size
 from .tensor import Tensor as Tensor
 from .tensor import device as device
+from .tensor import get_default_device as get_default_device
 from .tensor import is_tensor as is_tensor
+from .tensor import set_default_device as set_default_device
 
 __version__ = "0.1.0"
 

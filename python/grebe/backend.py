@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from typing import Any
+from weakref import WeakValueDictionary
 
 import ml_dtypes
 import numpy as np
@@ -25,9 +26,11 @@ class Cuda:
     """The kernels and the arrays of the GPU: CuPy's."""
 
     emulated = False
+    capturing = False  # is a graph of the work being made? (cuda.graph)
 
     def __init__(self) -> None:
         self.xp: Any = importlib.import_module("cupy")
+        self._on_the_way: list[tuple[Any, Array]] = []  # events and what they wait for
         self.kernels = importlib.import_module("grebe._cuda")
         self.xp.cuda.runtime.getDeviceCount()  # raises without a driver
         self.array: Any = self.xp.ndarray
@@ -36,9 +39,25 @@ class Cuda:
     def _empty(self, shape: tuple[int, ...], dtype: Any, strides: Any = None) -> Any:
         return self.xp.ndarray(shape, dtype, strides=strides)
 
-    def to_device(self, array: Array) -> Any:
-        """A copy of a NumPy array, in the same memory format."""
-        return self.xp.array(array, order="K")
+    def to_device(self, array: Array, non_blocking: bool = False) -> Any:
+        """A copy of a NumPy array, in the same memory format.
+
+        non_blocking: from pinned memory, the copy may still be going on.
+        """
+        if not (non_blocking and is_pinned(array)):
+            return self.xp.array(array, order="K")
+        copy = self.xp.empty_like(self.xp.ndarray(array.shape, array.dtype, strides=array.strides))
+        stream = self.xp.cuda.get_current_stream()
+        copy.set(array, stream=stream)
+        self._on_the_way = [(e, kept) for e, kept in self._on_the_way if not e.done]
+        self._on_the_way.append((stream.record(), array))
+        return copy
+
+    def pin(self, array: Array) -> Array:
+        """A copy in page-locked memory."""
+        pinned: Array = importlib.import_module("cupyx").empty_like_pinned(array)
+        pinned[...] = array
+        return pinned
 
     def to_host(self, array: Any) -> Array:
         """A NumPy copy, in the same memory format."""
@@ -59,9 +78,18 @@ class EmulatedCuda(Cuda):
         self.array = emulated.EmulatedArray
         self.kernels.set_device(emulated.empty, None)
 
-    def to_device(self, array: Array) -> Any:
+    def to_device(self, array: Array, non_blocking: bool = False) -> Any:
         make: Any = self.array
         return make(array.copy(order="K"))
+
+    def pin(self, array: Array) -> Array:
+        return array.copy(order="K")
+
+    def capture(self) -> Any:
+        """See `emulated.capture`."""
+        from . import emulated
+
+        return emulated.capture(self)
 
     def to_host(self, array: Any) -> Array:
         host: Array = array.get()
@@ -113,13 +141,46 @@ def is_plain(array: Array) -> bool:
     return is_on_cuda(array) or bool(array.flags.aligned and array.dtype.isnative)
 
 
-def place(array: Array, device: str) -> Array:
+def place(array: Array, device: str, non_blocking: bool = False) -> Array:
     """`array` itself if it is on `device` ("cpu" or "cuda"), else a copy there."""
     here = "cuda" if is_on_cuda(array) else "cpu"
     if here == device:
         return array
-    moved: Array = cuda().to_device(array) if device == "cuda" else cuda().to_host(array)
-    return moved
+    if device == "cuda":
+        moved: Array = cuda().to_device(array, non_blocking)
+        return moved
+    return cuda().to_host(array)
+
+
+# The arrays that own page-locked memory, by id.
+_pinned: WeakValueDictionary[int, Array] = WeakValueDictionary()
+
+
+def _root(array: Array) -> Array:
+    """The array that `array` is a view of, or itself."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def pin(array: Array) -> Array:
+    """`array` in page-locked memory: itself if it is there."""
+    if is_pinned(array):
+        return array
+    pinned = cuda().pin(array)
+    root = _root(pinned)
+    _pinned[id(root)] = root
+    return pinned
+
+
+def is_pinned(array: Array) -> bool:
+    """Is this memory of the CPU page-locked, so that the GPU can copy it by itself?"""
+    return isinstance(array, np.ndarray) and id(_root(array)) in _pinned
+
+
+def is_capturing() -> bool:
+    """Is a CUDA graph being made? Then nothing may be read back from the GPU."""
+    return _cuda is not None and _cuda.capturing
 
 
 def as_storage(value: Any) -> Array:

@@ -6,14 +6,18 @@ is False, and whatever needs a GPU raises a RuntimeError that says what is missi
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from . import backend
 
 __all__ = [
-    "current_device", "device_count", "empty_cache", "emulate", "get_device_name", "is_available",
-    "memory_allocated", "memory_reserved", "set_device", "stream", "synchronize",
+    "CUDAGraph", "Event", "Stream", "current_device", "current_stream", "default_stream",
+    "device_count", "empty_cache", "emulate", "get_device_name", "graph", "is_available",
+    "is_current_stream_capturing", "memory_allocated", "memory_reserved", "set_device", "stream",
+    "synchronize",
 ]  # fmt: skip
 
 
@@ -90,9 +94,189 @@ def empty_cache() -> None:
         library.get_default_memory_pool().free_all_blocks()
 
 
-def stream(stream: Any) -> AbstractContextManager[Any]:
-    """Work inside the ``with`` goes to `stream`, a cupy.cuda.Stream; None changes nothing."""
-    return nullcontext() if stream is None else stream
+# ---- streams and events ----
+
+
+class Stream:
+    """A queue of work on the GPU, a cupy.cuda.Stream; the emulated GPU does all work at once.
+
+    Args:
+        device: the current one.
+        priority: smaller is more urgent.
+    """
+
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
+        library = _cupy("Stream")
+        self._stream: Any = None
+        if library is not None:
+            self._stream = library.cuda.Stream(non_blocking=True, priority=priority)
+
+    @classmethod
+    def _of(cls, stream: Any) -> Stream:
+        result = object.__new__(cls)
+        result._stream = stream
+        return result
+
+    @property
+    def cuda_stream(self) -> int:
+        """CUDA's handle of it."""
+        return 0 if self._stream is None else int(self._stream.ptr)
+
+    def synchronize(self) -> None:
+        """Waits for all its work."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def query(self) -> bool:
+        """Is all its work done?"""
+        return self._stream is None or bool(self._stream.done)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """Records `event`, or a new one, behind the work so far."""
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        """Later work waits for `event`."""
+        if self._stream is not None and event._event is not None:
+            self._stream.wait_event(event._event)
+
+    def wait_stream(self, stream: Stream) -> None:
+        """Later work waits for what `stream` has to do now."""
+        self.wait_event(stream.record_event())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and self.cuda_stream == other.cuda_stream
+
+    def __hash__(self) -> int:
+        return hash(self.cuda_stream)
+
+
+class Event:
+    """A mark in the work of a stream, to wait for or to measure time with.
+
+    Args:
+        enable_timing: `elapsed_time` will be asked for.
+        blocking: `synchronize` sleeps instead of spinning.
+    """
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+        library = _cupy("Event")
+        self._event: Any = None
+        self._time = 0.0  # of the emulated GPU
+        if library is not None:
+            self._event = library.cuda.Event(block=blocking, disable_timing=not enable_timing)
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Marks the end of the work that `stream` (the current one) has now."""
+        if self._event is None:
+            self._time = time.perf_counter()
+        else:
+            self._event.record(None if stream is None else stream._stream)
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Later work of `stream` (the current one) waits for the mark."""
+        (current_stream() if stream is None else stream).wait_event(self)
+
+    def query(self) -> bool:
+        """Is the work before the mark done?"""
+        return self._event is None or bool(self._event.done)
+
+    def synchronize(self) -> None:
+        """Waits for the work before the mark."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def elapsed_time(self, end_event: Event) -> float:
+        """Milliseconds from this mark to `end_event`'s."""
+        if self._event is None:
+            return 1e3 * (end_event._time - self._time)
+        elapsed: float = backend.cuda().xp.cuda.get_elapsed_time(self._event, end_event._event)
+        return elapsed
+
+
+def current_stream(device: Any = None) -> Stream:
+    """The stream that takes the work now."""
+    library = _cupy("current_stream")
+    return Stream._of(None if library is None else library.cuda.get_current_stream())
+
+
+def default_stream(device: Any = None) -> Stream:
+    """The stream that takes the work outside of `stream`."""
+    library = _cupy("default_stream")
+    return Stream._of(None if library is None else library.cuda.Stream.null)
+
+
+def stream(stream: Stream | None) -> AbstractContextManager[Any]:
+    """Work inside the ``with`` goes to `stream`; None changes nothing."""
+    inner = None if stream is None else stream._stream
+    return nullcontext() if inner is None else inner
+
+
+# ---- graphs ----
+
+
+class CUDAGraph:
+    """Work that was captured once and is done again by one call: see `graph`."""
+
+    def __init__(self) -> None:
+        self._replay: Any = None
+        self._pool: Any = None  # the memory of what was made while capturing
+
+    def replay(self) -> None:
+        """Does the captured work again, on the same memory."""
+        if self._replay is None:
+            raise RuntimeError("CUDAGraph.replay: nothing has been captured")
+        self._replay()
+
+    def reset(self) -> None:
+        """Forgets the work and lets its memory go."""
+        self._replay = self._pool = None
+
+
+@contextmanager
+def graph(cuda_graph: CUDAGraph, stream: Stream | None = None) -> Iterator[None]:
+    """Captures the work inside the ``with`` instead of doing it.
+
+    ``cuda_graph.replay()`` then does all of it by a single call, so that small kernels need not
+    wait for Python. The work reads and writes the same tensors each time: copy new inputs into
+    those that were captured. Run the work a few times before, so that whatever it keeps (states of
+    optimizers) exists. Nothing inside may look at values on the GPU (``item()``, shapes that depend
+    on data), draw random numbers or change with the number of the step; labels and indices out of
+    range give NaN instead of an error.
+
+    Raises RuntimeError for these, and then leaves `cuda_graph` as it was.
+    """
+    device = backend.cuda()
+    if device.capturing:
+        raise RuntimeError("cuda.graph: another graph is being captured")
+    library = _cupy("graph")
+    device.capturing = True
+    try:
+        if library is None:
+            with device.capture() as replay:  # type: ignore[attr-defined]
+                yield
+            cuda_graph._replay = replay
+        else:
+            side = Stream() if stream is None else stream
+            side.wait_stream(current_stream())
+            pool = library.cuda.MemoryPool()
+            with library.cuda.using_allocator(pool.malloc), side._stream:
+                side._stream.begin_capture()
+                try:
+                    yield
+                finally:
+                    captured = side._stream.end_capture()
+            cuda_graph._pool = pool
+            cuda_graph._replay = lambda: captured.launch(library.cuda.get_current_stream())
+    finally:
+        device.capturing = False
+
+
+def is_current_stream_capturing() -> bool:
+    """Is a graph being captured?"""
+    return backend.is_capturing()
 
 
 def _cupy(name: str) -> Any:

@@ -79,14 +79,32 @@ class device:
 
 
 _CPU, _CUDA = device("cpu"), device("cuda", 0)
+_default_device = _CPU
+
+
+def get_default_device() -> device:
+    """Where new tensors and layers are made unless they are told."""
+    return _default_device
+
+
+def set_default_device(device: Any) -> None:
+    """Makes new tensors and layers on `device` (None: the CPU) unless they are told otherwise.
+
+    Tensors of existing arrays (`from_numpy`) stay where these are.
+    """
+    global _default_device
+    where = check_device("set_default_device", _CPU if device is None else device)
+    _default_device = _CPU if where == "cpu" else _CUDA
 
 
 def check_device(name: str, where: Any) -> str:
-    """The kind of the device `where` (None: the CPU), "cpu" or "cuda".
+    """The kind of the device `where` (None: the default device), "cpu" or "cuda".
 
     Raises RuntimeError unless it can be used here.
     """
-    if where is None or where is _CPU:
+    if where is None:
+        where = _default_device
+    if where is _CPU:
         return "cpu"
     kind = device(where).type
     if kind == "cuda" and (missing := load_cuda()):

@@ -13,9 +13,10 @@ import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..backend import Array, contiguous, empty, kernels, like, on_host, xp
+from ..backend import Array, contiguous, empty, is_capturing, kernels, like, on_host, xp
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
+from .compare import where
 from .softmax import check_floating, empty_like, is_half, layout, log_softmax, softmax
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
@@ -74,6 +75,21 @@ def _check_labels(
         )
 
 
+def _mean_factor(
+    name: str, info: Array, labels: Array, classes: int, ignore_index: int
+) -> float | Tensor:
+    """1 / the weight of the labels that count, 0 if none does; IndexError as `_check_labels`.
+
+    While a CUDA graph is made a tensor, of which nobody sees the value, and nothing is checked.
+    """
+    if is_capturing():
+        weight = wrap(info[:1].astype(np.float32)).reshape(())
+        return where(weight == 0, 0.0, 1 / weight)
+    found = on_host(info)
+    _check_labels(name, found, labels, classes, ignore_index)
+    return 1 / float(found[0]) if found[0] else 0.0
+
+
 def _target_distribution(
     labels: Array, weight: Array | None, like: Array, dim: int, ignored: int, smoothing: float
 ) -> Array:
@@ -109,6 +125,8 @@ class CrossEntropy(Node):
 
     def backward(self, grad: Tensor) -> Tensor:
         input, labels, weight, stats, sizes, ignored, smoothing, factor = self.saved
+        if isinstance(factor, Tensor):
+            grad, factor = grad * factor.to(grad.dtype), 1.0
         dim = _class_dim(input)
         if grad_enabled():
             t = _target_distribution(labels.array, weight, input.array, dim, ignored, smoothing)
@@ -195,10 +213,8 @@ def cross_entropy(
     k.cross_entropy(
         x, labels, w, stats, loss_array, info, *sizes, ignore_index, label_smoothing, kind
     )
-    info = on_host(info)
-    _check_labels(name, info, labels, classes, ignore_index)
+    factor = _mean_factor(name, info, labels, classes, ignore_index)
     saved = target if labels is target.array else wrap(labels)
-    factor = 1 / float(info[0]) if info[0] else 0.0
     return record(
         CrossEntropy,
         loss_array,
@@ -424,6 +440,8 @@ class NLLLoss(Node):
 
     def backward(self, grad: Tensor) -> Tensor:
         like, labels, weight, dim, ignored, factor = self.saved
+        if isinstance(factor, Tensor):
+            grad, factor = grad * factor.to(grad.dtype), 1.0
         if grad_enabled():
             t = _target_distribution(labels.array, weight, like, dim, ignored, 0.0)
             scale = (grad.unsqueeze(dim) if grad.ndim else grad) * factor
@@ -481,9 +499,7 @@ def nll_loss(
     loss_array = kernels(x).empty(labels.shape if kind == 0 else (), x.dtype)
     info = kernels(x).empty((2,), _FLOAT64)
     kernels(x).nll_loss(x, labels, w, loss_array, info, *sizes, ignore_index, kind)
-    info = on_host(info)
-    _check_labels(name, info, labels, x.shape[dim], ignore_index)
+    factor = _mean_factor(name, info, labels, x.shape[dim], ignore_index)
     saved = target if labels is target.array else wrap(labels)
-    factor = 1 / float(info[0]) if info[0] else 0.0
     template = np.broadcast_to(empty((), x.dtype, x), x.shape)  # shape, dtype and device only
     return record(NLLLoss, loss_array, (input,), (template, saved, w, dim, ignore_index, factor))

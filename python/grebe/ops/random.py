@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import TensorBase, bump, grad_enabled, wrap
-from ..backend import Array, as_storage, bfloat16, kernels, like
+from ..backend import Array, as_storage, bfloat16, is_capturing, kernels, like
 from ..backend import empty as empty_array
 from ..dtypes import as_dtype, get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, assign, check_device, check_writable, expect_tensor, method
@@ -107,6 +107,11 @@ class Generator:
 
         Offsets are multiples of 4, since one Philox block makes four 32-bit numbers.
         """
+        if is_capturing():
+            raise RuntimeError(
+                "random numbers in a CUDA graph would be the same in every replay: leave dropout "
+                "and sampling out of what is captured"
+            )
         with self._lock:
             offset = self._offset
             self._offset = (offset + n + 3 & -4) % 2**63

@@ -20,7 +20,8 @@ from ..backend import contiguous as contiguous_array
 from ..backend import copy as copy_array
 from ..backend import empty as empty_array
 from ..backend import expand as expand_array
-from ..backend import is_on_cuda, on_host, place, xp
+from ..backend import is_on_cuda, load_cuda, on_host, pin, place, xp
+from ..backend import is_pinned as is_pinned_array
 from ..dtypes import as_dtype, is_floating, promote_types
 from ..tensor import (
     Size,
@@ -812,12 +813,14 @@ def is_contiguous(self: Tensor, memory_format: Any = None) -> bool:
 @method
 def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Cast and moved: ``to(dtype)``, ``to(device)``, ``to(device, dtype)``, ``to(other)``; with
-    copy=True always a copy.
+    copy=True always a copy. non_blocking=True: from pinned memory the copy to the GPU may still be
+    going on; what is done with the result waits for it.
     """
     dtype, where, copy = kwargs.get("dtype"), kwargs.get("device"), kwargs.get("copy", False)
     unknown = set(kwargs) - {"dtype", "device", "copy", "non_blocking", "memory_format"}
     if unknown:
         raise TypeError(f"to: unexpected argument {sorted(unknown)[0]!r}")
+    flags: list[bool] = []  # by position: non_blocking, copy
     for arg in args:
         if isinstance(arg, Tensor):
             dtype, where = arg.dtype, arg.device
@@ -826,14 +829,16 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         ):
             where = arg
         elif isinstance(arg, bool):
-            continue  # non_blocking, copy by position
+            flags.append(arg)
         elif arg is not None:
             dtype = arg
+    non_blocking = kwargs.get("non_blocking", bool(flags) and flags[0])
+    copy = copy or (len(flags) > 1 and flags[1])
     x = self.array
     here = "cuda" if is_on_cuda(x) else "cpu"
     there = here if where is None else check_device("to", where)
     if there != here:
-        self = record(Move, place(x, there), (self,), (here,))
+        self = record(Move, place(x, there, non_blocking), (self,), (here,))
         x, copy = self.array, False
     wanted = x.dtype if dtype is None else as_dtype("to", dtype)
     memory_format = kwargs.get("memory_format")
@@ -888,7 +893,7 @@ def cpu(self: Tensor) -> Tensor:
 @method
 def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
     """The tensor on a GPU; RuntimeError where there is none."""
-    return to(self, "cuda" if device is None else device)
+    return to(self, "cuda" if device is None else device, non_blocking=non_blocking)
 
 
 def detach(input: Tensor) -> Tensor:
@@ -957,14 +962,21 @@ def storage_offset(self: Tensor) -> int:
 
 @method
 def is_pinned(self: Tensor) -> bool:
-    """Is the memory page-locked? Never on the CPU alone."""
-    return False
+    """Is this memory of the CPU page-locked?"""
+    return is_pinned_array(self.array)
 
 
 @method
 def pin_memory(self: Tensor) -> Tensor:
-    """The tensor itself: without a GPU there is nothing to pin for."""
-    return self
+    """The tensor in page-locked memory, from which copies to the GPU need nobody's help.
+
+    Without a GPU, or for a tensor that is there already, the tensor itself.
+    """
+    if is_on_cuda(self.array):
+        raise RuntimeError("pin_memory: expected a tensor on the CPU, got one on cuda")
+    if load_cuda() or is_pinned_array(self.array):
+        return self
+    return wrap(pin(self.array))
 
 
 # ---- writes ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..backend import is_capturing
 from .optimizer import Batch, Optimizer, ParamsT, check_at_least_zero
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
@@ -17,6 +18,15 @@ def _next_step(state: dict[str, Any]) -> int:
     """Number of the coming update; parameters at the same number share their bias corrections."""
     step: int = state.get("step", 0) + 1
     return step
+
+
+def _check_capture(name: str) -> None:
+    """For rules whose steps depend on their number."""
+    if is_capturing():
+        raise RuntimeError(
+            f"{name}: a captured step would use the same bias correction in every replay; capture "
+            "forward and backward only, or use SGD, RMSprop or Adadelta"
+        )
 
 
 def _check_betas(betas: tuple[float, float]) -> None:
@@ -149,6 +159,7 @@ class Adam(Optimizer):
         )
 
     def _update(self, group: dict[str, Any]) -> None:
+        _check_capture(type(self).__name__)
         for step, batch in self.batches(group, _next_step):
             batch.count(step)
             self._update_batch(group, step, batch)

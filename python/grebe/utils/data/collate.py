@@ -64,6 +64,18 @@ def default_convert(data: Any) -> Any:
     return data
 
 
+def pin_memory(data: Any) -> Any:
+    """Tensors in page-locked memory inside any nesting; the rest as it is."""
+    if isinstance(data, Tensor) or hasattr(data, "pin_memory"):
+        return data.pin_memory()
+    if isinstance(data, Mapping):
+        return _like(data, {key: pin_memory(value) for key, value in data.items()})
+    if isinstance(data, (tuple, list)):
+        items = [pin_memory(value) for value in data]
+        return type(data)(*items) if hasattr(data, "_fields") else type(data)(items)
+    return data
+
+
 def _stack(batch: Sequence[Any]) -> Any:
     """Tensors or arrays of one shape to one tensor with a new first dimension."""
     if any(isinstance(sample, Tensor) and sample.requires_grad for sample in batch):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from .collate import default_collate, default_convert
+from .collate import default_collate, default_convert, pin_memory
 from .dataset import Dataset, IterableDataset, fetch, samples
 from .sampler import (
     BatchSampler,
@@ -44,7 +44,8 @@ class DataLoader(Generic[T_co]):
         batch_sampler: lists of indices; excludes batch_size, shuffle, sampler and drop_last.
         num_workers: worker processes; 0: make batches in this process.
         collate_fn: from a list of samples to a batch; default: `default_collate`.
-        pin_memory: accepted; batches lie in ordinary memory.
+        pin_memory: batches lie in page-locked memory, from which ``to("cuda", non_blocking=True)``
+            goes on by itself; ordinary memory where there is no GPU.
         drop_last: drop a last batch that is not full.
         timeout: seconds to wait for a worker's batch; 0: as long as it lives.
         worker_init_fn: called in each worker with its number, after seeding.
@@ -204,7 +205,8 @@ class DataLoader(Generic[T_co]):
 
     def _serial(self) -> Iterator[Any]:
         get, orders = self._open_epoch()(self.dataset), self._orders()
-        return _serial(get, orders)
+        batches = _serial(get, orders)
+        return map(pin_memory, batches) if self.pin_memory else batches
 
     def __len__(self) -> int:
         if not self._iterable:
@@ -290,7 +292,7 @@ class _WorkerIterator:
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
         self._all: list[Worker] = []
         self._finalizer = weakref.finalize(self, shut_down, self._all, os.getpid())
-        self._epoch = -1
+        self._epoch, self._pins = -1, loader.pin_memory
         open_epoch = loader._open_epoch()
         try:
             for i in range(loader.num_workers):
@@ -360,7 +362,7 @@ class _WorkerIterator:
             if not self._persistent:
                 self._finalizer()
             raise StopIteration
-        return batch
+        return pin_memory(batch) if self._pins else batch
 
     def _next(self) -> Any:
         """The next batch or Failure; this object itself at the end."""
