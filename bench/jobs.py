@@ -22,6 +22,7 @@ from twin import models_of
 Call = Callable[[], Any]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 mode = ""  # of PyTorch in this process, set by run.py: "", "channels-last" or "compile"
+device = "cpu"  # where tensors are put, set by gpu.py
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def tensors_of(lib: ModuleType, arrays: list[Any], grad: bool = False) -> list[A
 
 
 def placed(lib: ModuleType, tensor: Any) -> Any:
+    tensor = tensor.to(device)
     if mode == "channels-last" and tensor.ndim == 4:
         return tensor.contiguous(memory_format=lib.channels_last)
     return tensor
@@ -590,10 +592,10 @@ def add_encoder_layer(kind: str, dropout: float, mixed: bool) -> None:
         (x,) = tensors_of(lib, noise(((b, t, d),)), grad)
         mask = lib.nn.Transformer.generate_square_subsequent_mask(t) if causal else None
         lengths = np.random.default_rng(1).integers(4, t + 1, (b, 1))
-        padding = None if causal else lib.from_numpy(np.arange(t) >= lengths)
+        padding = None if causal else placed(lib, lib.from_numpy(np.arange(t) >= lengths))
 
         def call() -> Any:
-            with lib.autocast("cpu", dtype=lib.bfloat16, enabled=mixed):
+            with lib.autocast(device, dtype=lib.bfloat16, enabled=mixed):
                 return layer(x, mask, padding, is_causal=causal)
 
         return timed_module(lib, layer, x, call, grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,3 +268,23 @@ def test_graph_refuses_what_a_replay_can_not_do() -> None:
     with pytest.raises(RuntimeError, match="nothing has been captured"):
         graph.replay()
     assert (x * 1).tolist()[0] < 1
+
+
+@pytest.mark.parametrize("dtype", [grebe.float16, grebe.bfloat16])
+def test_autocast(dtype: Any) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4)).cuda()
+    x, y = grebe.randn(6, 8, device="cuda"), grebe.arange(6, device="cuda") % 4
+    plain = net(x)
+    with grebe.autocast("cuda", dtype=dtype):
+        assert grebe.get_autocast_dtype("cuda") == dtype
+        assert not grebe.is_autocast_enabled("cpu")
+        out = net(x)
+        loss = nn.functional.cross_entropy(out, y)
+        assert (grebe.ones(2, 2) @ grebe.ones(2, 2)).dtype == grebe.float32  # the CPU's
+    assert out.dtype == dtype and loss.dtype == grebe.float32
+    loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == grebe.float32 for p in net.parameters())
+    np.testing.assert_allclose(out.float().tolist(), plain.tolist(), atol=0.05)
+    assert grebe.get_autocast_dtype("cuda") == grebe.float16
+    with pytest.raises(RuntimeError, match="float16 or bfloat16"):
+        grebe.autocast("cuda", dtype=grebe.float64)

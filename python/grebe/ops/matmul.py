@@ -158,7 +158,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         RuntimeError: the shapes don't fit, or the dtypes differ.
         TypeError: an operand is no Tensor or has an unsupported dtype.
     """
-    if STATE.dtype is not None:
+    if STATE.active:
         input, other = lowered(input), lowered(other)
     if isinstance(input, TensorBase) and isinstance(other, TensorBase):
         y = _cpu.product(input.array, other.array)
@@ -173,7 +173,7 @@ Tensor.__matmul__ = matmul  # type: ignore[method-assign]
 
 def _matmul(name: str, input: Tensor, other: Tensor) -> Tensor:
     """The general case of `matmul`, with errors under the caller's name."""
-    if STATE.dtype is not None and name not in ("mv", "dot"):
+    if STATE.active and name not in ("mv", "dot"):
         input, other = lowered(input), lowered(other)
     a, b = expect_tensor(name, "input", input), expect_tensor(name, "other", other)
     dtype = a.dtype
@@ -288,7 +288,7 @@ def _add_product(
     name: str, input: Tensor, first: Tensor, second: Tensor, beta: float, alpha: float
 ) -> Tensor:
     """The sum beta * input + alpha * (first @ second); the caller has checked dimensions."""
-    if STATE.dtype is not None and name != "addmv":
+    if STATE.active and name != "addmv":
         input, first, second = lowered(input), lowered(first), lowered(second)
     c, a, b = expect_tensor(name, "input", input), first.array, second.array
     if a.dtype.kind in "iu":
@@ -402,7 +402,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: the shapes don't fit, or the dtypes differ.
         TypeError: an operand is no Tensor or has an unsupported dtype.
     """
-    if STATE.dtype is not None:
+    if STATE.active:
         input, weight, bias = lowered(input), lowered(weight), lowered(bias)
     x, w = expect_tensor("linear", "input", input), expect_tensor("linear", "weight", weight)
     b = None if bias is None else expect_tensor("linear", "bias", bias)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import _cpu
 from .._cpu import Node, TensorBase, attach, grad_enabled, share, wrap
-from ..amp import current_autocast
+from ..amp import STATE, same_autocast
 from ..autograd import Edge, Segment, connect_outputs
 from ..nn.modules.container import Sequential
 from ..ops.random import default_generator
@@ -33,7 +33,7 @@ class _Call:
     ) -> None:
         self.function, self.names, self.context, self.check = function, names, context, check
         self.state = default_generator.get_state() if preserve else None
-        self.autocast = current_autocast()
+        self.casts = STATE.dtypes, STATE.cache is not None
 
     def run(self, inputs: tuple[Any, ...]) -> Any:
         """Positional arguments come first in `inputs`, then those of `names`."""
@@ -46,7 +46,7 @@ class _Call:
         try:
             if self.state is not None:
                 default_generator.set_state(self.state)
-            with self.autocast, self.context:
+            with same_autocast(*self.casts), self.context:
                 return self.run(inputs)
         finally:
             _cpu.set_grad_enabled(mode)

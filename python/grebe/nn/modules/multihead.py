@@ -30,7 +30,7 @@ def canonical_mask(layer: str, name: str, mask: Any, dtype: np.dtype[Any]) -> Te
         return None
     if not isinstance(mask, Tensor):
         raise TypeError(f"{layer}: {name} must be a Tensor, got {type(mask).__name__}")
-    mixed = STATE.dtype is not None and is_floating(mask.dtype)
+    mixed = STATE.active and is_floating(mask.dtype)
     if mask.dtype != bool and mask.dtype != dtype and not mixed:
         raise TypeError(
             f"{layer}: {name} must be bool or of the query's dtype {dtype}, got {mask.dtype}"
