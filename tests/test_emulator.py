@@ -280,6 +280,17 @@ def test_tma_load(sm90: Any, corner: tuple[int, int, int]) -> None:
         expect("tma_load_multicast", [buffer, at], both, case=case)
 
 
+def test_tma_load_of_four_dimensions(sm90: Any) -> None:
+    buffer = random_words(2, *BUFFER)
+    for i, corner in enumerate(CORNERS):
+        inside, where = box_indices(corner)
+        box = np.zeros(inside.shape, np.uint32)
+        box[inside] = buffer[1][where]
+        at = np.array([*corner, 1], np.int32)
+        for _ in each_mode(sm90):
+            expect("tma_load_4d", [buffer, at], swizzled(box.reshape(16, 32)), case=f"_{i}")
+
+
 @pytest.mark.parametrize("corner", CORNERS, ids=str)
 def test_tma_store(sm90: Any, corner: tuple[int, int, int]) -> None:
     box, at = random_words(2, 8, 32), np.array(corner, np.int32)
@@ -326,6 +337,31 @@ def test_wgmma(sm90: Any, kind: str, columns: int, layout: str) -> None:
         expected = exact_sum.astype(np.float32)[row, column]
         for _ in each_mode(sm90):
             expect(f"wgmma_{kind}_{columns}_{layout}", inputs, expected, compare, f"_{add}")
+
+
+@pytest.mark.parametrize("layout", ["k", "t"])
+@pytest.mark.parametrize("columns", [64, 128])
+@pytest.mark.parametrize("kind", ["bf16", "half"])
+def test_wgmma_of_registers(sm90: Any, kind: str, columns: int, layout: str) -> None:
+    (a_bits, a), (b_bits, b) = random_16(kind, 64, 64), random_16(kind, columns, 64)
+    d = random_floats(64, columns)
+    thread, e = np.arange(128)[:, None], np.arange(columns // 2)
+    row = thread // 32 * 16 + thread % 32 // 4
+    rows, column = row + e // 2 % 2 * 8, e // 4 * 8 + thread % 4 * 2 + e % 2
+    i, half = np.arange(16), np.arange(2)
+    a_row = row + i % 2 * 8
+    a_column = i // 4 * 16 + i % 4 // 2 * 8 + thread % 4 * 2
+    registers = a_bits[a_row[..., None], a_column[..., None] + half].view(np.uint32).ravel()
+    memory = operand_image(b_bits, layout == "k").view(np.uint32)
+    for add in (0, 1):
+        exact_sum = add * d + a.astype(np.float64) @ b.T
+        scale = add * np.abs(d) + np.abs(a).astype(np.float64) @ np.abs(b).T
+        compare = close(scale[rows, column].ravel() * 2.0**-18)
+        inputs = [memory, d[rows, column], np.append(registers, np.uint32(add))]
+        expected = exact_sum.astype(np.float32)[rows, column]
+        name = f"wgmma_registers_{kind}_{columns}_{layout}"
+        for _ in each_mode(sm90):
+            expect(name, inputs, expected, compare, f"_{add}")
 
 
 # ---- bank conflicts ----

@@ -2,14 +2,15 @@
 //
 // A block owns kTile queries of a head and streams keys and values past them. Tiles that none of its
 // queries sees are skipped. Products are FMAs (attention_tiles.cuh) for float32 and float64, tensor
-// cores (attention_16.cuh) for 16-bit numbers that lie in whole packs; other 16-bit arrays go
-// through float32 copies. Few queries (decoding): all heads that share keys go together, whose rows
-// are read once, as they come, and long caches are cut. Where the tiles of queries do not fill the
-// device, the keys are cut too; a last kernel combines the parts in order.
+// cores (attention_16.cuh, on sm_90a attention_sm90.cuh) for 16-bit numbers that lie in whole packs;
+// other 16-bit arrays go through float32 copies. Few queries (decoding): all heads that share keys
+// go together, whose rows are read once, as they come, and long caches are cut. Where the tiles of
+// queries do not fill the device, the keys are cut too; a last kernel combines the parts in order.
 //
 // Floor: 2 L S (D + Dv) operations (half of it if causal) at the peak of the units; for few queries
 // the bytes of K and V. Not measured on a device yet.
 #include "attention_16.cuh"
+#include "attention_sm90.cuh"
 #include "attention_tiles.cuh"
 
 namespace grebe::cuda {
@@ -346,6 +347,32 @@ void run_16(const Problem<float>& p, const Heads<const T>& q, const Heads<const 
   combine(p, y, lse, cut);
 }
 
+// ---- warpgroups ----
+
+template <int kD, class T>
+void run_warpgroups(const Problem<float>& p, const View& q, const View& k, const View& v,
+                    const Heads<T>& y, float* lse) {
+  using Work = WarpgroupAttention<T, kD>;
+  const int tiles = static_cast<int>(divide_up(p.queries, Work::kQueries));
+  const int64_t blocks = p.units() * tiles;
+  const Cut<float> cut = make_cut(p, blocks, kLeastTileKeys, kFar);
+  launch("attention", attend_warpgroups<Work>, grid_of(blocks * cut.count), Work::kBlock,
+         Work::kSharedBytes, map_of_heads<T>(q, Work::kQueries), map_of_heads<T>(k, Work::kKeys),
+         map_of_heads<T>(v, Work::kKeys), p, y, lse, cut, tiles);
+  combine(p, y, lse, cut);
+}
+template <class T>
+bool try_warpgroups(const Problem<float>& p, const View& q, const View& k, const View& v,
+                    const Heads<T>& y, float* lse) {
+  const int widest = p.depth > p.value_depth ? p.depth : p.value_depth;
+  if (compute_capability() != 90 || widest > 128 || p.lengths) return false;
+  if (p.queries < 64 || p.keys < 64) return false;
+  if (!is_mappable(q) || !is_mappable(k) || !is_mappable(v)) return false;
+  const auto run = widest <= 64 ? run_warpgroups<64, T> : run_warpgroups<128, T>;
+  run(p, q, k, v, y, lse);
+  return true;
+}
+
 // ---- which of them ----
 
 template <class S>
@@ -389,6 +416,7 @@ bool attention(In q, In k, In v, OptIn mask, OptIn lengths, OptIn slopes, Out y,
     } else if constexpr (std::is_same_v<T, S>) {
       attend(p, rows, keys, values, out, sums);
     } else if (takes_16(q.dtype, p.depth, p.value_depth, aligned)) {
+      if (try_warpgroups(p, q, k, v, out, sums)) return;
       const int widest = p.depth > p.value_depth ? p.depth : p.value_depth;
       const auto run = widest <= 64    ? run_16<64, T>
                        : widest <= 128 ? run_16<128, T>

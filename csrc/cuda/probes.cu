@@ -203,8 +203,9 @@ __global__ void __launch_bounds__(256, 1) probe_registers(Probe p) {
 }
 
 // in: a tensor, the coordinates of a box. out: the box, as it lies in shared memory.
-constexpr int64_t kTensor[3] = {50, 20, 3}, kTensorStrides[3] = {1, 52, 52 * 24};
-constexpr int kBox[3] = {32, 8, 2}, kBoxWords = 32 * 8 * 2;
+constexpr int64_t kTensor[4] = {50, 20, 3, 2};
+constexpr int64_t kTensorStrides[4] = {1, 52, 52 * 24, 3 * 52 * 24};
+constexpr int kBox[4] = {32, 8, 2, 1}, kBoxWords = 32 * 8 * 2;
 template <int kDims>
 __global__ void __launch_bounds__(32)
     probe_tma_load(const __grid_constant__ TensorMap map, Probe p) {
@@ -220,8 +221,10 @@ __global__ void __launch_bounds__(32)
     mbarrier_arrive_expect(full, kWords * 4);
     if (kDims == 2)
       tma_load(words, map, full, at[0], at[1]);
-    else
+    else if (kDims == 3)
       tma_load(words, map, full, at[0], at[1], at[2]);
+    else
+      tma_load(words, map, full, at[0], at[1], at[2], at[3]);
   }
   __syncwarp();
   mbarrier_wait(full, 0);
@@ -298,6 +301,37 @@ __global__ void __launch_bounds__(128) probe_wgmma(Probe p) {
     wgmma<T, kN, kAAlongK, kBAlongK>(
         d, matrix_descriptor(a + (kAAlongK ? k : k * 64) / 2, 8192, 1024),
         matrix_descriptor(b + (kBAlongK ? k : k * 64) / 2, 8192, 1024), add || k > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
+  pin(d);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) p.out[t * kCount + i] = bits_of(d[i]);
+}
+
+// The same with a in registers. in: b; the registers of d of each thread; for each thread the registers
+// of a for four steps along k, and whether to add.
+template <class T, int kN, bool kBAlongK>
+__global__ void __launch_bounds__(128) probe_wgmma_registers(Probe p) {
+  constexpr int kBWords = kN * 64 / 2, kCount = kN / 2;
+  Shared shared;
+  uint32_t* b = shared.take<uint32_t>(kBWords);
+  const int t = threadIdx.x;
+  for (int i = t; i < kBWords; i += 128) b[i] = p.in[0][i];
+  float d[kCount];
+  uint32_t a[4][4];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) d[i] = as_float(p.in[1][t * kCount + i]);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) a[i / 4][i % 4] = p.in[2][t * 16 + i];
+  const bool add = p.in[2][128 * 16] != 0;
+  proxy_fence();
+  __syncthreads();
+  pin(d);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 64; k += 16)
+    wgmma<T, kN, kBAlongK>(
+        d, a[k / 16], matrix_descriptor(b + (kBAlongK ? k : k * 64) / 2, 8192, 1024), add || k > 0);
   wgmma_commit();
   wgmma_wait<0>();
   pin(d);
@@ -469,6 +503,13 @@ template <class T, int kN, bool kAAlongK, bool kBAlongK>
 void run_wgmma(const Probe& p) {
   launch("probe", probe_wgmma<T, kN, kAAlongK, kBAlongK>, 1, 128, (64 + kN) * 128, p);
 }
+template <class T, int kN, bool kBAlongK>
+void run_wgmma_registers(const Probe& p) {
+  launch("probe", probe_wgmma_registers<T, kN, kBAlongK>, 1, 128, kN * 128, p);
+}
+#define WGMMA_REGISTER_PROBES(name, T, kN)                             \
+  {"wgmma_registers_" name "_k", 3, run_wgmma_registers<T, kN, true>}, \
+      {"wgmma_registers_" name "_t", 3, run_wgmma_registers<T, kN, false>},
 #define WGMMA_PROBES(name, T, kN)                              \
   {"wgmma_" name "_tt", 3, run_wgmma<T, kN, false, false>},    \
       {"wgmma_" name "_tk", 3, run_wgmma<T, kN, false, true>}, \
@@ -494,15 +535,18 @@ const Entry kEntries[] = {
     {"registers", 1, run<probe_registers, 256, 0>},
     {"tma_load_2d", 2, run_tma_load<2>},
     {"tma_load_3d", 2, run_tma_load<3>},
+    {"tma_load_4d", 2, run_tma_load<4>},
     {"tma_load_plain", 2, run_tma_load_plain},
     {"tma_load_multicast", 2, run_tma_load_multicast},
     {"tma_store_2d", 2, run_tma_store<2>},
     {"tma_store_3d", 2, run_tma_store<3>},
-    WGMMA_PROBES("bf16_64", bf16, 64) WGMMA_PROBES("bf16_128", bf16, 128)
-        WGMMA_PROBES("bf16_256", bf16, 256) WGMMA_PROBES("half_64", half, 64)
-            WGMMA_PROBES("half_128", half, 128) WGMMA_PROBES("half_256", half, 256)
+    WGMMA_PROBES("bf16_64", bf16, 64) WGMMA_PROBES("bf16_128", bf16, 128) WGMMA_PROBES(
+        "bf16_256", bf16, 256) WGMMA_PROBES("half_64", half, 64) WGMMA_PROBES("half_128", half, 128)
+        WGMMA_PROBES("half_256", half, 256) WGMMA_REGISTER_PROBES("bf16_64", bf16, 64)
+            WGMMA_REGISTER_PROBES("bf16_128", bf16, 128) WGMMA_REGISTER_PROBES("half_64", half, 64)
+                WGMMA_REGISTER_PROBES("half_128", half, 128)
 #ifdef GREBE_EMULATE
-                {"missing_barrier:right", 1, run<missing_barrier<false>, 256, 1024>},
+                    {"missing_barrier:right", 1, run<missing_barrier<false>, 256, 1024>},
     {"missing_barrier:wrong", 1, run<missing_barrier<true>, 256, 1024>},
     {"partial_barrier:right", 1, run<partial_barrier<false>, 128, 0>},
     {"partial_barrier:wrong", 1, run<partial_barrier<true>, 128, 0>},

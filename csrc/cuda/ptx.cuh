@@ -224,6 +224,13 @@ DEVICE void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, i
       "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z) : "memory");
 }
+DEVICE void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y, int z,
+                     int w) {
+  GREBE_SM90_ASM(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
 // To the same place in all blocks of the cluster whose bit in `ranks` is set, and their barriers.
 DEVICE void tma_load_multicast(void* to, const TensorMap& map, uint64_t* barrier, uint16_t ranks,
                                int x, int y, int z) {
@@ -327,6 +334,32 @@ DEVICE void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
   if constexpr (kN == 128 && !kHalf) GREBE_WGMMA_128("bf16");
   if constexpr (kN == 256 && kHalf) GREBE_WGMMA_256("f16");
   if constexpr (kN == 256 && !kHalf) GREBE_WGMMA_256("bf16");
+#endif
+}
+
+// As wgmma with the 64x16 tile of a in registers, in the places of multiply_16's; they are not touched
+// before the wait.
+#define GREBE_WGMMA_A(type, n, D, out, A, B, add_, b_)                                           \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_                                          \
+               ", 0;\n"                                                                          \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" D "}, {" A    \
+               "}, " B ", p, 1, 1, " b_ ";\n}"                                                   \
+               : out                                                                             \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), \
+                 "n"(kBAlongK ? 0 : 1))
+#define GREBE_WGMMA_A64(type) \
+  GREBE_WGMMA_A(type, "64", GREBE_D32, GREBE_OUT32(0), "%32,%33,%34,%35", "%36", "%37", "%38")
+#define GREBE_WGMMA_A128(type) \
+  GREBE_WGMMA_A(type, "128", GREBE_D64, GREBE_OUT64(0), "%64,%65,%66,%67", "%68", "%69", "%70")
+template <class T, int kN, bool kBAlongK>
+DEVICE void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
+  static_assert(kN == 64 || kN == 128, "tiles of other widths are not written yet");
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr bool kHalf = std::is_same<T, half>::value;
+  if constexpr (kN == 64 && kHalf) GREBE_WGMMA_A64("f16");
+  if constexpr (kN == 64 && !kHalf) GREBE_WGMMA_A64("bf16");
+  if constexpr (kN == 128 && kHalf) GREBE_WGMMA_A128("f16");
+  if constexpr (kN == 128 && !kHalf) GREBE_WGMMA_A128("bf16");
 #endif
 }
 
@@ -599,7 +632,7 @@ struct TensorMap {
   }
 };
 struct Corner {
-  int at[3];
+  int at[4];
 };
 
 // Calls move(shared memory or nullptr, address of the element or nullptr) for the elements of a box;
@@ -656,6 +689,12 @@ inline void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, i
   const uint32_t address = emulator::everywhere(shared_address(to));
   check_box("tma_load", map, 3, address);
   load_box(address, map, emulator::everywhere(shared_address(barrier)), {{x, y, z}});
+}
+inline void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y, int z,
+                     int w) {
+  const uint32_t address = emulator::everywhere(shared_address(to));
+  check_box("tma_load", map, 4, address);
+  load_box(address, map, emulator::everywhere(shared_address(barrier)), {{x, y, z, w}});
 }
 inline void tma_load_multicast(void* to, const TensorMap& map, uint64_t* barrier, uint16_t ranks,
                                int x, int y, int z) {
@@ -733,30 +772,33 @@ inline void read_operand(uint64_t descriptor, uint32_t rank, bool along_k, int f
       out[i][k] = static_cast<float>(x);
     }
 }
-template <class T, int kN, bool kAAlongK, bool kBAlongK>
-inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+// read_left(lanes' arguments, rank, row, out): the 16 rows of A that belong to the warp.
+template <class T, int kN, bool kBAlongK, class A, class Read>
+inline void warpgroup_product(float* d, const A& a, uint64_t b, bool add, Read read_left) {
   struct Lane {
     float* d;
-    uint64_t a, b;
+    A a;
+    uint64_t b;
     bool add;
   } mine{d, a, b, add};
-  emulator::collective("wgmma", ~0u, &mine, [](void** arguments) {
+  emulator::collective("wgmma", ~0u, &mine, [&](void** arguments) {
     Lane** lanes = reinterpret_cast<Lane**>(arguments);
     std::array<float*, 32> results;
+    std::array<A, 32> lefts;
     for (size_t l = 0; l < 32; ++l) {
       results[l] = lanes[l]->d;
-      if (lanes[l]->a != lanes[0]->a || lanes[l]->b != lanes[0]->b ||
-          lanes[l]->add != lanes[0]->add)
+      lefts[l] = lanes[l]->a;
+      if (lanes[l]->b != lanes[0]->b || lanes[l]->add != lanes[0]->add)
         emulator::fail("wgmma: the lanes of a warp differ in their operands");
     }
     const emulator::Fiber* f = emulator::machine.current;
     const uint32_t rank = f->block->rank;
     const int first = f->index / 32 % 4 * 16;
-    const uint64_t a = lanes[0]->a, b = lanes[0]->b;
+    const uint64_t b = lanes[0]->b;
     const bool add = lanes[0]->add;
     const auto product = [=] {
       float left[16][16], right[kN][16];
-      read_operand<T>(a, rank, kAAlongK, first, 16, left);
+      read_left(lefts, rank, first, left);
       read_operand<T>(b, rank, kBAlongK, 0, kN, right);
       for (int i = 0; i < 16; ++i)
         for (int j = 0; j < kN; ++j) {
@@ -772,6 +814,27 @@ inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
     else
       product();
   });
+}
+template <class T, int kN, bool kAAlongK, bool kBAlongK>
+inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  const auto read = [](const std::array<uint64_t, 32>& lanes, uint32_t rank, int first,
+                       float (*left)[16]) {
+    for (const uint64_t other : lanes)
+      if (other != lanes[0]) emulator::fail("wgmma: the lanes of a warp differ in their operands");
+    read_operand<T>(lanes[0], rank, kAAlongK, first, 16, left);
+  };
+  warpgroup_product<T, kN, kBAlongK>(d, a, b, add, read);
+}
+template <class T, int kN, bool kBAlongK>
+inline void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
+  using Registers = std::array<uint32_t, 4>;
+  const auto read = [](const std::array<Registers, 32>& lanes, uint32_t, int, float (*left)[16]) {
+    for (int l = 0; l < 32; ++l)
+      for (int i = 0; i < 4; ++i)
+        unpack(lanes[static_cast<size_t>(l)][static_cast<size_t>(i)], static_cast<T*>(nullptr),
+               &left[l / 4 + i % 2 * 8][l % 4 * 2 + i / 2 * 8]);
+  };
+  warpgroup_product<T, kN, kBAlongK>(d, Registers{a[0], a[1], a[2], a[3]}, b, add, read);
 }
 
 }  // namespace grebe::cuda
