@@ -173,25 +173,32 @@ DEVICE void attend_consumer(const Work& work, const Problem<float>& p,
 #pragma unroll
   for (int i = 0; i < Work::kD / 2; ++i) out[i] = 0;
   mbarrier_wait(work.queries_full, 0);
-  for (int key = begin, n = 0; key < end; key += Work::kKeys, ++n) {
-    const int s = n % kStages, last = (n + kStages - 1) % kStages;
-    mbarrier_wait(work.full + s, n / kStages & 1);
+  const int count = (end - begin + Work::kKeys - 1) / Work::kKeys;
+  auto wait_for = [&](int n, int ring) {
+    mbarrier_wait(work.full + ring * kStages + n % kStages, n / kStages & 1);
+  };
+  if (count > 0) {
+    wait_for(0, 0);
+    work.start_scores(x, 0);
+    wgmma_wait<0>();
+    pin(x);
+    work.release(0);
+    weigh<Work::kScores>(x, rows, scale, modify, first_query, my_query, begin);
+    pack_weights<T, Work::kScores>(x, weights);
+  }
+  for (int n = 1; n < count; ++n) {
+    const int s = n % kStages, last = (n - 1) % kStages;
+    wait_for(n, 0);
+    wait_for(n - 1, 1);
     work.start_scores(x, s);
-    if (n > 0) {
-      mbarrier_wait(work.full + kStages + last, (n - 1) / kStages & 1);
-      work.start_values(out, weights, last, true);
-      wgmma_wait<1>();
-    } else {
-      wgmma_wait<0>();
-    }
+    work.start_values(out, weights, last, true);
+    wgmma_wait<1>();
     pin(x);
     work.release(s);
-    weigh<Work::kScores>(x, rows, scale, modify, first_query, my_query, key);
-    if (n > 0) {
-      wgmma_wait<0>();
-      pin(out);
-      work.release(kStages + last);
-    }
+    weigh<Work::kScores>(x, rows, scale, modify, first_query, my_query, begin + n * Work::kKeys);
+    wgmma_wait<0>();
+    pin(out);
+    work.release(kStages + last);
     // The maxima seldom grow.
     if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) {
 #pragma unroll
@@ -199,10 +206,9 @@ DEVICE void attend_consumer(const Work& work, const Problem<float>& p,
     }
     pack_weights<T, Work::kScores>(x, weights);
   }
-  if (begin < end) {
-    const int n = (end - begin + Work::kKeys - 1) / Work::kKeys - 1, s = n % kStages;
-    mbarrier_wait(work.full + kStages + s, n / kStages & 1);
-    work.start_values(out, weights, s, true);
+  if (count > 0) {
+    wait_for(count - 1, 1);
+    work.start_values(out, weights, (count - 1) % kStages, true);
     wgmma_wait<0>();
     pin(out);
   }
