@@ -349,10 +349,9 @@ void run_16(const Problem<float>& p, const Heads<const T>& q, const Heads<const 
 
 // ---- warpgroups ----
 
-template <int kD, class T>
+template <class Work, class T>
 void run_warpgroups(const Problem<float>& p, const View& q, const View& k, const View& v,
                     const Heads<T>& y, float* lse) {
-  using Work = WarpgroupAttention<T, kD>;
   const int tiles = static_cast<int>(divide_up(p.queries, Work::kQueries));
   const int64_t blocks = p.units() * tiles;
   const Cut<float> cut = make_cut(p, blocks, kLeastTileKeys, kFar);
@@ -368,7 +367,11 @@ bool try_warpgroups(const Problem<float>& p, const View& q, const View& k, const
   if (compute_capability() != 90 || widest > 128 || p.lengths) return false;
   if (p.queries < 64 || p.keys < 64) return false;
   if (!is_mappable(q) || !is_mappable(k) || !is_mappable(v)) return false;
-  const auto run = widest <= 64 ? run_warpgroups<64, T> : run_warpgroups<128, T>;
+  const bool plain = p.linear && !p.drops;
+  const auto run = widest <= 64 ? plain ? run_warpgroups<WarpgroupAttention<T, 64, true>, T>
+                                        : run_warpgroups<WarpgroupAttention<T, 64, false>, T>
+                   : plain      ? run_warpgroups<WarpgroupAttention<T, 128, true>, T>
+                                : run_warpgroups<WarpgroupAttention<T, 128, false>, T>;
   run(p, q, k, v, y, lse);
   return true;
 }

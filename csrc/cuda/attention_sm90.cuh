@@ -16,16 +16,20 @@
 namespace grebe::cuda {
 namespace {
 
-// kD: columns of queries, keys and values that fit.
-template <class Element, int kColumns>
+// kD: columns of queries, keys and values that fit. kPlain: scores are products times a factor, of which
+// some are hidden, and nothing is dropped; what else scores can go through takes registers, so with
+// wide heads the tiles have fewer keys then.
+template <class Element, int kColumns, bool kPlainScores>
 struct WarpgroupAttention {
   using T = Element;
-  static constexpr int kD = kColumns, kQueries = 128, kKeys = 128, kStages = 2;
+  static constexpr bool kPlain = kPlainScores;
+  static constexpr int kD = kColumns, kQueries = 128, kKeys = kD == 64 || kPlain ? 128 : 64;
+  static constexpr int kStages = 2;
   static constexpr int kProducers = 128, kConsumers = 256, kBlock = kProducers + kConsumers;
   static constexpr int kBox = 64, kBoxes = kD / kBox;  // columns of a box: 128 bytes
-  static constexpr int kTileElements = kKeys * kD;
-  static constexpr uint32_t kTileBytes = kTileElements * sizeof(T);
-  static constexpr size_t kSharedBytes = (1 + 2 * kStages) * kTileBytes + 128;
+  static constexpr int kTileElements = kKeys * kD, kQueryElements = kQueries * kD;
+  static constexpr size_t kSharedBytes =
+      (kQueryElements + 2 * kStages * kTileElements) * sizeof(T) + 128;
   static constexpr int kScores = kKeys / 8, kOut = kD / 8;  // tiles of 8 columns
 
   T *queries, *keys, *values;
@@ -33,7 +37,7 @@ struct WarpgroupAttention {
 
   DEVICE WarpgroupAttention() {
     Shared shared;
-    queries = shared.take<T>(kTileElements);
+    queries = shared.take<T>(kQueryElements);
     keys = shared.take<T>(kStages * kTileElements);
     values = shared.take<T>(kStages * kTileElements);
     queries_full = shared.take<uint64_t>(1);
@@ -52,39 +56,41 @@ struct WarpgroupAttention {
 
   // ---- copies ----
 
+  template <int kRows>
   static DEVICE void bring(T* to, const TensorMap& map, uint64_t* barrier, int row, int h, int b) {
-    mbarrier_arrive_expect(barrier, kTileBytes);
+    mbarrier_arrive_expect(barrier, kRows * kD * sizeof(T));
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box)
-      tma_load(to + box * kBox * kKeys, map, barrier, box * kBox, row, h, b);
+      tma_load(to + box * kBox * kRows, map, barrier, box * kBox, row, h, b);
   }
   // By a single thread.
   DEVICE void produce(const TensorMap& q, const TensorMap& k, const TensorMap& v, int first_query,
                       int begin, int end, int h, int kv_head, int b) {
-    bring(queries, q, queries_full, first_query, h, b);
+    bring<kQueries>(queries, q, queries_full, first_query, h, b);
     for (int key = begin, n = 0; key < end; key += kKeys, ++n) {
       const int s = n % kStages;
       const uint32_t parity = (n / kStages & 1) ^ 1;
       mbarrier_wait(empty + s, parity);
-      bring(keys + s * kTileElements, k, full + s, key, kv_head, b);
+      bring<kKeys>(keys + s * kTileElements, k, full + s, key, kv_head, b);
       mbarrier_wait(empty + kStages + s, parity);
-      bring(values + s * kTileElements, v, full + kStages + s, key, kv_head, b);
+      bring<kKeys>(values + s * kTileElements, v, full + kStages + s, key, kv_head, b);
     }
   }
 
   // ---- products ----
 
-  static constexpr uint32_t kEightRows = 8 * 128, kNextBox = kBox * kKeys * sizeof(T);
+  static constexpr uint32_t kEightRows = 8 * 128, kNextBox = kBox * kKeys * sizeof(T);  // bytes
   static DEVICE int consumer() { return (static_cast<int>(threadIdx.x) - kProducers) / 128; }
   DEVICE void start_scores(float (&x)[kKeys / 2], int stage) const {
     const T* tile = keys + stage * kTileElements;
     wgmma_fence();
 #pragma unroll
     for (int d = 0; d < kD; d += 16) {
-      const int at = d / kBox * kBox * kKeys + d % kBox;
-      wgmma<T, kKeys, true, true>(
-          x, matrix_descriptor(queries + at + consumer() * 64 * kBox, kNextBox, kEightRows),
-          matrix_descriptor(tile + at, kNextBox, kEightRows), d > 0);
+      const int box = d / kBox * kBox;
+      const T* left = queries + box * kQueries + d % kBox + consumer() * 64 * kBox;
+      wgmma<T, kKeys, true, true>(x, matrix_descriptor(left, 0, kEightRows),
+                                  matrix_descriptor(tile + box * kKeys + d % kBox, 0, kEightRows),
+                                  d > 0);
     }
     wgmma_commit();
   }
@@ -109,20 +115,26 @@ struct OnlineRows {
 };
 
 // From scores to weights, with the factors by which earlier results shrink.
-template <int kTiles>
+template <bool kPlain, int kTiles>
 DEVICE void weigh(float (&x)[kTiles * 4], OnlineRows& rows, float (&scale)[2],
                   const Modifier<float>& modify, int first_query, int my_query, int key) {
   const bool all_seen = modify.sees_all(first_query, 128, key, kTiles * 8);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int query = my_query + 8 * i;
-    float high = rows.most[i], total = 0, unused;
+    float high = rows.most[i], total = 0;
+    [[maybe_unused]] float unused;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         float& score = x[4 * n + 2 * i + u];
-        score = modify.score(score, query, key + n * 8 + lane_of() % 4 * 2 + u, all_seen, unused);
+        const int column = key + n * 8 + lane_of() % 4 * 2 + u;
+        if constexpr (kPlain)
+          score = all_seen || modify.sees(query, column) ? rounded_product(score, modify.p.factor)
+                                                         : -infinity<float>();
+        else
+          score = modify.score(score, query, column, all_seen, unused);
         high = HigherScore<float>()(high, score);
       }
     high = warp_combine<4>(high, HigherScore<float>());
@@ -138,15 +150,17 @@ DEVICE void weigh(float (&x)[kTiles * 4], OnlineRows& rows, float (&scale)[2],
         total += weight;
       }
     rows.sum[i] = fma(rows.sum[i], scale[i], total);
-    if (!modify.p.drops) continue;
+    if constexpr (!kPlain) {
+      if (!modify.p.drops) continue;
 #pragma unroll
-    for (int part = 0; part < kTiles / 8; ++part) {
-      float factor[8][2];
-      kept_factors_16(modify, query, key + part * kTile, factor);
+      for (int part = 0; part < kTiles / 8; ++part) {
+        float factor[8][2];
+        kept_factors_16(modify, query, key + part * kTile, factor);
 #pragma unroll
-      for (int n = 0; n < 8; ++n)
+        for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int u = 0; u < 2; ++u) x[4 * (8 * part + n) + 2 * i + u] *= factor[n][u];
+          for (int u = 0; u < 2; ++u) x[4 * (8 * part + n) + 2 * i + u] *= factor[n][u];
+      }
     }
   }
 }
@@ -183,7 +197,7 @@ DEVICE void attend_consumer(const Work& work, const Problem<float>& p,
     wgmma_wait<0>();
     pin(x);
     work.release(0);
-    weigh<Work::kScores>(x, rows, scale, modify, first_query, my_query, begin);
+    weigh<Work::kPlain, Work::kScores>(x, rows, scale, modify, first_query, my_query, begin);
     pack_weights<T, Work::kScores>(x, weights);
   }
   for (int n = 1; n < count; ++n) {
@@ -195,7 +209,8 @@ DEVICE void attend_consumer(const Work& work, const Problem<float>& p,
     wgmma_wait<1>();
     pin(x);
     work.release(s);
-    weigh<Work::kScores>(x, rows, scale, modify, first_query, my_query, begin + n * Work::kKeys);
+    weigh<Work::kPlain, Work::kScores>(x, rows, scale, modify, first_query, my_query,
+                                       begin + n * Work::kKeys);
     wgmma_wait<0>();
     pin(out);
     work.release(kStages + last);

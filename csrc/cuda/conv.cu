@@ -299,8 +299,8 @@ struct WindowImage {
     if (y < 0 || x < 0) return nullptr;
     return data + o.image + (static_cast<int64_t>(y) * w.size + x) * pixel + t.channel;
   }
-  DEVICE Wide<T> at(int64_t i, int64_t k) const {
-    const T* found = find(owner(i), tap(k));
+  DEVICE Wide<T> value(int64_t owner_number, int64_t k) const {
+    const T* found = find(owner(owner_number), tap(k));
     return found ? widen(*found) : Wide<T>(0);
   }
 };
@@ -312,6 +312,7 @@ struct WindowRows : WindowImage<T> {
   DEVICE const T* chunk(const Place& o, int64_t, int64_t k) const {
     return this->find(o, this->tap(k));
   }
+  DEVICE Wide<T> at(int64_t i, int64_t k) const { return this->value(i, k); }
 };
 // Columns of B are elements of K; k is an owner.
 template <class T>
@@ -321,6 +322,7 @@ struct WindowColumns : WindowImage<T> {
   DEVICE const T* chunk(const Place& t, int64_t, int64_t k) const {
     return this->find(this->owner(k), t);
   }
+  DEVICE Wide<T> at(int64_t j, int64_t k) const { return this->value(k, j); }
 };
 
 template <class T>
@@ -343,6 +345,15 @@ struct ConvTile<half> {
 
 constexpr int kTileSize = 128;
 
+// For results that are not finite: what operands of infinity really give.
+template <class A, class B>
+SELDOM_DEVICE float plain_sum(const A& a, int64_t i, const B& b, int64_t j, int64_t begin,
+                              int64_t end) {
+  float sum = 0;
+  for (int64_t k = begin; k < end; ++k) sum = fma(a.at(i, k), b.at(j, k), sum);
+  return sum;
+}
+
 // y[owner, channel] = windows times the weight [groups][channels][K], plus bias.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -356,17 +367,17 @@ __global__ void __launch_bounds__(kThreads)
   Shared shared;
   Tile tile(shared);
   tile.multiply(windows, i0, owners, right, j0, channels, 0, depth);
-  tile.for_each([&](int i, int j, float sum) {
-    if (i0 + i >= owners || j0 + j >= channels) return;
-    if (Tile::kSplits && sum - sum != 0) {  // what operands of infinity really give
-      sum = 0;
-      for (int64_t k = 0; k < depth; ++k)
-        sum = fma(windows.at(i0 + i, k), right.at(j0 + j, k), sum);
-    }
-    const Pixel o = pixel_of(i0 + i, windows.rows.divisor, windows.columns.divisor);
-    const int64_t c = group * channels + j0 + j;
-    if (bias) sum += widen(bias[c]);
-    y[o.n * strides.n + c * strides.c + o.h * strides.h + o.w * strides.w] = narrow<T>(sum);
+  tile.for_each_row([&](int row) {
+    const int64_t i = i0 + row;
+    const Pixel o = pixel_of(i, windows.rows.divisor, windows.columns.divisor);
+    T* const to = y + o.n * strides.n + o.h * strides.h + o.w * strides.w;
+    return [=, &windows, &right](int column, float sum) {
+      const int64_t j = j0 + column, c = group * channels + j;
+      if (i >= owners || j >= channels) return;
+      if (Tile::kSplits && sum - sum != 0) sum = plain_sum(windows, i, right, j, 0, depth);
+      if (bias) sum += widen(bias[c]);
+      to[c * strides.c] = narrow<T>(sum);
+    };
   });
 }
 
@@ -389,11 +400,7 @@ __global__ void __launch_bounds__(kThreads)
   float* to = partials + static_cast<int64_t>(blockIdx.z) * outputs * depth;
   tile.for_each([&](int i, int j, float sum) {
     if (i0 + i >= outputs || j0 + j >= depth) return;
-    if (Tile::kSplits && sum - sum != 0) {
-      sum = 0;
-      for (int64_t k = begin; k < end; ++k)
-        sum = fma(left.at(i0 + i, k), windows.at(k, j0 + j), sum);
-    }
+    if (Tile::kSplits && sum - sum != 0) sum = plain_sum(left, i0 + i, windows, j0 + j, begin, end);
     to[(i0 + i) * depth + j0 + j] = sum;
   });
 }

@@ -270,17 +270,22 @@ struct WarpTiles {
     copy_async_wait<0>();
   }
 
-  template <class F>
-  DEVICE void for_each(F f) const {
+  // row(i) gives f(column, result) for this thread's results of a row.
+  template <class Row>
+  DEVICE void for_each_row(Row row) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i)
+    for (int i = 0; i < 2 * kTilesM; ++i) {
+      auto f = row(warp_row() + i * 8 + lane / 4);
 #pragma unroll
-      for (int j = 0; j < kTilesN; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          f(warp_row() + i * 16 + e / 2 * 8 + lane / 4,
-            warp_column() + j * 8 + lane % 4 * 2 + e % 2, sum[i][j][e]);
+      for (int j = 0; j < 2 * kTilesN; ++j)
+        f(warp_column() + j / 2 * 8 + lane % 4 * 2 + j % 2, sum[i / 2][j / 2][i % 2 * 2 + j % 2]);
+    }
+  }
+  // f(row, column, result) for all of this thread's results.
+  template <class F>
+  DEVICE void for_each(F f) const {
+    for_each_row([&](int i) { return [&, i](int j, float result) { f(i, j, result); }; });
   }
 };
 

@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #define DEVICE __device__ __forceinline__
+#define SELDOM_DEVICE __device__ __noinline__  // not copied to where it is called
 
 namespace grebe::cuda {
 
@@ -372,6 +373,7 @@ DEVICE void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool a
 #include <array>
 
 #define DEVICE inline
+#define SELDOM_DEVICE __attribute__((noinline))
 
 namespace grebe::cuda {
 
