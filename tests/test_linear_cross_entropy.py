@@ -102,3 +102,17 @@ def test_errors() -> None:
     bad[37] = 5
     with pytest.raises(IndexError, match=r"Target 5 is out of bounds.*position \[37\]"):
         linear_cross_entropy(x, w, bad, linear_bias=b)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_backward_twice(reduction: str) -> None:
+    rng = np.random.default_rng(0)
+    x = grebe.tensor(rng.standard_normal((5, 4)), requires_grad=True)
+    w = grebe.tensor(rng.standard_normal((7, 4)), requires_grad=True)
+    loss = linear_cross_entropy(x, w, grebe.tensor([0, 6, 2, 3, 3]), reduction=reduction) * 3
+    loss.backward(retain_graph=True)
+    assert x.grad is not None and w.grad is not None
+    once = [x.grad.numpy().copy(), w.grad.numpy().copy()]
+    loss.backward()
+    for first, both in zip(once, (x.grad, w.grad), strict=True):
+        np.testing.assert_allclose(both.numpy(), 2 * first, rtol=1e-12)

@@ -167,8 +167,8 @@ class GPT(Checkpointed):
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of the labels [B, T], tokens one step later; -100 does not count."""
-        logits = self(tokens)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        features = self.features(tokens).flatten(0, 1)
+        return nn.functional.linear_cross_entropy(features, self.wte.weight, labels.flatten())
 
     def stream(
         self,

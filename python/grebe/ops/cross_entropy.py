@@ -238,13 +238,12 @@ class LinearCrossEntropy(Node):
         wanted = [edge is not None for edge in self.edges]
         if grad_enabled():
             return self._composite(grad * factor, input, linear_weight, linear_bias, head)
-        operands = [None if t is None else t.array for t in (input, linear_weight, linear_bias)]
-        if ready is None:  # reduction "none": each row has a gradient of its own
-            each = contiguous(grad.array)
-            ready = head.run(operands, wanted, each)[1]
-            return tuple(None if g is None else wrap(g) for g in ready)
         scale = grad * factor
-        return tuple(None if g is None else wrap(g) * scale for g in ready)
+        if ready:  # handed out once, in their own memory
+            return tuple(None if g is None else wrap(g).mul_(scale) for g in ready.pop())
+        operands = [None if t is None else t.array for t in (input, linear_weight, linear_bias)]
+        gradients = head.run(operands, wanted, contiguous(scale.array))[1]
+        return tuple(None if g is None else wrap(g) for g in gradients)
 
     def _composite(
         self, scale: Tensor, x: Tensor, w: Tensor, b: Tensor | None, head: _Head
@@ -409,7 +408,7 @@ def linear_cross_entropy(
     if reduction != "none":
         y = kernels(x).empty((), x.dtype)
         kernels(x).reduce_sum(losses, y, factor)
-    saved = (*tensors, head, factor, ready if at_once else None)
+    saved = (*tensors, head, factor, [ready] if at_once else [])
     return record(LinearCrossEntropy, y, tensors, saved)
 
 
