@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import grebe
-from grebe import nn
+from grebe import backend, nn
 
 pytestmark = pytest.mark.usefixtures("cuda_device")
 
@@ -288,3 +288,61 @@ def test_autocast(dtype: Any) -> None:
     assert grebe.get_autocast_dtype("cuda") == grebe.float16
     with pytest.raises(RuntimeError, match="float16 or bfloat16"):
         grebe.autocast("cuda", dtype=grebe.float64)
+
+
+# ---- CuPy's rules, which the emulated arrays do not have ----
+
+
+class _Array(np.ndarray):  # type: ignore[type-arg]
+    """As strict as cupy.ndarray where it is made and copied."""
+
+    def __new__(cls, shape: Any, dtype: Any, memory: Any = None, strides: Any = None) -> Any:
+        if strides is not None and memory is None:
+            raise ValueError("memptr is required if strides is given.")
+        return super().__new__(cls, shape, dtype, memory, 0, strides)
+
+    def set(self, array: Any, stream: Any = None) -> None:
+        if not (self.flags.c_contiguous and array.flags.c_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        self[...] = array
+
+    def get(self, order: str) -> Any:
+        return np.array(self, order=order)
+
+
+class _CuPy:
+    """What backend.Cuda uses of CuPy."""
+
+    ndarray = _Array
+
+    class cuda:
+        alloc = staticmethod(lambda size: np.empty(size, np.uint8))
+        get_current_stream = staticmethod(lambda: _CuPy.cuda)
+        record = staticmethod(lambda: _CuPy.cuda)
+        done = True
+
+    @staticmethod
+    def array(array: Any, order: str) -> Any:
+        return np.array(array, order=order).view(_Array)
+
+    @staticmethod
+    def empty(shape: Any, dtype: Any) -> Any:
+        return _Array(shape, dtype)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_copies_by_the_rules_of_cupy(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = object.__new__(backend.Cuda)
+    device.xp, device._on_the_way = _CuPy, []
+    monkeypatch.setattr(backend, "is_pinned", lambda array: pinned)
+    whole = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5)
+    dense = [whole, whole.transpose(0, 3, 1, 2), whole.T]
+    for array in (*dense, whole[:, ::2], whole[:1], whole[0, 0, 0, 0], whole[:0]):
+        there = device.to_device(np.asarray(array), non_blocking=True)
+        back = device.to_host(there)
+        np.testing.assert_array_equal(there, array)
+        np.testing.assert_array_equal(back, array)
+        if array.size == whole.size:  # dense in some order
+            assert there.strides == back.strides == array.strides
+        made = device._empty(array.shape, array.dtype, back.strides)
+        assert made.strides == back.strides

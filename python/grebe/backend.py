@@ -22,6 +22,12 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 _cpu.set_bfloat16(bfloat16.num)
 
 
+def _memory_order(array: Any) -> list[int]:
+    """The dimensions from the largest stride to the smallest: dense arrays are C-ordered in it."""
+    order = sorted(range(array.ndim), key=lambda d: (-array.strides[d], array.shape[d] == 1))
+    return list(range(array.ndim)) if array.flags.c_contiguous else order
+
+
 class Cuda:
     """The kernels and the arrays of the GPU: CuPy's."""
 
@@ -37,21 +43,29 @@ class Cuda:
         self.kernels.set_device(self._empty, lambda: self.xp.cuda.get_current_stream().ptr)
 
     def _empty(self, shape: tuple[int, ...], dtype: Any, strides: Any = None) -> Any:
-        return self.xp.ndarray(shape, dtype, strides=strides)
+        if strides is None:
+            return self.xp.ndarray(shape, dtype)
+        size = dtype.itemsize  # CuPy makes arrays of given strides on given memory only
+        for n in shape:
+            size *= n
+        return self.xp.ndarray(shape, dtype, self.xp.cuda.alloc(size), strides)
 
     def to_device(self, array: Array, non_blocking: bool = False) -> Any:
         """A copy of a NumPy array, in the same memory format.
 
         non_blocking: from pinned memory, the copy may still be going on.
         """
-        if not (non_blocking and is_pinned(array)):
-            return self.xp.array(array, order="K")
-        copy = self.xp.empty_like(self.xp.ndarray(array.shape, array.dtype, strides=array.strides))
-        stream = self.xp.cuda.get_current_stream()
-        copy.set(array, stream=stream)
-        self._on_the_way = [(e, kept) for e, kept in self._on_the_way if not e.done]
-        self._on_the_way.append((stream.record(), array))
-        return copy
+        order = _memory_order(array)
+        if non_blocking and is_pinned(array) and array.transpose(order).flags.c_contiguous:
+            dense = array.transpose(order)
+            copy = self.xp.empty(dense.shape, dense.dtype)
+            stream = self.xp.cuda.get_current_stream()
+            copy.set(dense, stream=stream)
+            self._on_the_way = [(e, kept) for e, kept in self._on_the_way if not e.done]
+            self._on_the_way.append((stream.record(), array))
+        else:
+            copy = self.xp.array(array.transpose(order), order="C")
+        return copy.transpose(np.argsort(order).tolist())
 
     def pin(self, array: Array) -> Array:
         """A copy in page-locked memory."""
@@ -61,8 +75,9 @@ class Cuda:
 
     def to_host(self, array: Any) -> Array:
         """A NumPy copy, in the same memory format."""
-        host: Array = array.get(order="A")
-        return host
+        order = _memory_order(array)
+        host: Array = array.transpose(order).get(order="C")
+        return host.transpose(np.argsort(order))
 
 
 class EmulatedCuda(Cuda):

@@ -109,7 +109,8 @@ class Stream:
         library = _cupy("Stream")
         self._stream: Any = None
         if library is not None:
-            self._stream = library.cuda.Stream(non_blocking=True, priority=priority)
+            options = {"priority": priority} if priority else {}  # new in CuPy 14
+            self._stream = library.cuda.Stream(non_blocking=True, **options)
 
     @classmethod
     def _of(cls, stream: Any) -> Stream:

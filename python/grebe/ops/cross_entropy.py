@@ -13,7 +13,17 @@ import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import full_precision
-from ..backend import Array, contiguous, empty, is_capturing, kernels, like, on_host, xp
+from ..backend import (
+    Array,
+    contiguous,
+    empty,
+    is_capturing,
+    is_on_cuda,
+    kernels,
+    like,
+    on_host,
+    xp,
+)
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
 from .compare import where
@@ -82,7 +92,7 @@ def _mean_factor(
 
     While a CUDA graph is made a tensor, of which nobody sees the value, and nothing is checked.
     """
-    if is_capturing():
+    if is_on_cuda(info) and is_capturing():
         weight = wrap(info[:1].astype(np.float32)).reshape(())
         return where(weight == 0, 0.0, 1 / weight)
     found = on_host(info)

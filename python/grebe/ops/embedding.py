@@ -12,7 +12,17 @@ import numpy as np
 
 from .._cpu import Node, record, wrap
 from ..autograd import no_grad
-from ..backend import Array, contiguous, empty, is_capturing, kernels, like, on_host, xp
+from ..backend import (
+    Array,
+    contiguous,
+    empty,
+    is_capturing,
+    is_on_cuda,
+    kernels,
+    like,
+    on_host,
+    xp,
+)
 from ..tensor import Tensor, expect_tensor
 from .compare import where
 from .elementwise import mul
@@ -37,7 +47,7 @@ def indices(name: str, input: Any, argument: str = "input") -> Array:
 
 def check_range(name: str, index: Array, count: int) -> None:
     """IndexError unless all of `index` lie in 0 ... count - 1."""
-    if index.size == 0 or is_capturing():  # then the kernels write NaN
+    if index.size == 0 or (is_on_cuda(index) and is_capturing()):  # then the kernels write NaN
         return
     if index.dtype == np.int64 and index.flags.c_contiguous:
         if index.view(np.uint64).max() < count:  # negative numbers are the largest

@@ -24,7 +24,7 @@ def _check_capture(name: str) -> None:
     """For rules whose steps depend on their number."""
     if is_capturing():
         raise RuntimeError(
-            f"{name}: a captured step would use the same bias correction in every replay; capture "
+            f"{name}: a captured step would have the same size in every replay; capture "
             "forward and backward only, or use SGD, RMSprop or Adadelta"
         )
 
@@ -271,6 +271,8 @@ class Adagrad(Optimizer):
         )
 
     def _update(self, group: dict[str, Any]) -> None:
+        if group["lr_decay"]:
+            _check_capture("Adagrad with lr_decay")
         for step, batch in self.batches(group, _next_step):
             batch.count(step)
             fresh = [state for state in batch.states if "sum" not in state]
