@@ -209,9 +209,9 @@ def default_stream(device: Any = None) -> Stream:
     return Stream._of(None if library is None else library.cuda.Stream.null)
 
 
-def stream(stream: Stream | None) -> AbstractContextManager[Any]:
-    """Work inside the ``with`` goes to `stream`; None changes nothing."""
-    inner = None if stream is None else stream._stream
+def stream(stream: Any) -> AbstractContextManager[Any]:
+    """Work inside the ``with`` goes to `stream`, ours or CuPy's; None changes nothing."""
+    inner = stream._stream if isinstance(stream, Stream) else stream
     return nullcontext() if inner is None else inner
 
 
