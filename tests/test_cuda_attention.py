@@ -124,6 +124,14 @@ def test_wide_tiles(name: str, capability: int, shape: tuple[int, ...], dtype: A
     agree_on_attention(heads(*shape, dtype), dtype, **OPTIONS[name])
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_wide_tiles_in_every_order_of_the_threads(lazy: bool, seed: int) -> None:
+    check.set_emulator(lazy=lazy, seed=seed)
+    for d, options in [(64, {"dropout_p": 0.2}), (64, {}), (128, {})]:
+        agree_on_attention(heads(1, 4, 2, 200, 330, d, d, BF16), BF16, is_causal=True, **options)
+
+
 @pytest.mark.parametrize("dtype", [F32, F64, BF16])
 @pytest.mark.parametrize("kind", ["bool", "added"])
 @pytest.mark.parametrize(

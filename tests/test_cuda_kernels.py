@@ -56,7 +56,17 @@ def noise(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_products_on_tensor_cores(layout: str, dtype: str, mode: Any) -> None:
-    m, k, n = 136, 72, 200
+    check_product(layout, dtype, 136, 72, 200)
+
+
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_products_of_clusters(layout: str, dtype: str) -> None:
+    check.set_emulator(lazy=True, seed=0 if dtype == "float16" else 3)
+    check_product(layout, dtype, 1288, 136, 2600)
+
+
+def check_product(layout: str, dtype: str, m: int, k: int, n: int) -> None:
     a, b = noise(m, k), noise(k, n, seed=1)
     wanted = getattr(grebe, dtype)
     left = grebe.tensor(a if layout[0] == "N" else a.T.copy()).to(wanted).cuda()

@@ -79,6 +79,14 @@ def expect(
         np.savez_compressed(path, out=got, **arrays)
 
 
+def each_mode(kernels: Any) -> Iterator[None]:
+    """Under the emulator once in every mode."""
+    for lazy, seed in MODES if backend.cuda().emulated else MODES[:1]:
+        if backend.cuda().emulated:
+            kernels.set_options(lazy=lazy, seed=seed)
+        yield
+
+
 # ---- numbers ----
 
 
@@ -152,6 +160,11 @@ def test_multiply_16(kind: str) -> None:
     expect(f"multiply_{kind}", [left, right, total], expected, close(tolerance))
 
 
+def cut_to_tf32(x: Array) -> Array:
+    """The bits that the tensor core reads."""
+    return (x.view(np.uint32) & ~np.uint32(0x1FFF)).view(np.float32).astype(np.float64)
+
+
 def test_multiply_tf32() -> None:
     a, b, d = random_floats(16, 8), random_floats(8, 8), random_floats(16, 8)
     lane = np.arange(32)
@@ -160,13 +173,11 @@ def test_multiply_tf32() -> None:
     def results(x: Array) -> Array:
         return np.stack([x[g + i // 2 * 8, t * 2 + i % 2] for i in range(4)], 1)
 
-    def cut(x: Array) -> Array:  # the bits that the tensor core reads
-        return (x.view(np.uint32) & ~np.uint32(0x1FFF)).view(np.float32).astype(np.float64)
-
     left = np.stack([a[g + i % 2 * 8, t + i // 2 * 4] for i in range(4)], 1)
     right = np.stack([b[t + i * 4, g] for i in range(2)], 1)
-    expected = results((d + cut(a) @ cut(b)).astype(np.float32))
-    tolerance = results(np.abs(d) + np.abs(cut(a)) @ np.abs(cut(b))).ravel() * 2.0**-20
+    x, y = cut_to_tf32(a), cut_to_tf32(b)
+    expected = results((d + x @ y).astype(np.float32))
+    tolerance = results(np.abs(d) + np.abs(x) @ np.abs(y)).ravel() * 2.0**-20
     expect("multiply_tf32", [left, right, results(d)], expected, close(tolerance))
 
 
@@ -202,6 +213,15 @@ def test_shuffles() -> None:
     expect("shuffles", [x, source], np.stack(expected, 1))
 
 
+def test_grid_barrier(kernels: Any) -> None:
+    words = random_words(4, 64)
+    expected = words
+    for _ in range(3):
+        expected = expected + np.roll(expected, -1, 0)
+    for _ in each_mode(kernels):
+        expect("grid_barrier", [words], expected)
+
+
 # ---- sm_90a ----
 
 
@@ -210,14 +230,6 @@ def sm90(kernels: Any) -> Any:
     if not backend.cuda().emulated and backend.cuda().xp.cuda.Device().compute_capability != "90":
         pytest.skip("needs sm_90")
     return kernels
-
-
-def each_mode(kernels: Any) -> Iterator[None]:
-    """Under the emulator once in every mode."""
-    for lazy, seed in MODES if backend.cuda().emulated else MODES[:1]:
-        if backend.cuda().emulated:
-            kernels.set_options(lazy=lazy, seed=seed)
-        yield
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -307,6 +319,65 @@ def test_tma_store(sm90: Any, corner: tuple[int, int, int]) -> None:
         expect("tma_store_2d", [swizzled(box[0]), at], flat, case=case)
 
 
+# The images of probes.cu: (3, 5, 7, 40), filters of 3x3 at steps of 2 along x and 1 along y.
+STARTS = [(0, -1, -1, 0, 0, 0), (0, 1, 2, 0, 2, 1), (8, 5, 3, 1, 1, 2), (32, 3, 0, 2, 0, 2)]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=str)
+def test_tma_load_pixels(sm90: Any, start: tuple[int, ...]) -> None:
+    images = random_words(3, 5, 7, 40)
+    channel, x, y, image, dx, dy = start
+    padded = np.zeros((6, 7, 9, 72), np.uint32)  # images behind the last are zeros
+    padded[:3, 1:-1, 1:-1, :40] = images
+    places = [(n, v, u) for n in range(6) for v in range(-1, 4) for u in range(-1, 6, 2)]
+    first = places.index((image, y, x))
+    pixels = [
+        padded[n, v + dy + 1, u + dx + 1, channel : channel + 32]
+        for n, v, u in places[first : first + 48]
+    ]
+    at = np.array(start, np.int32)
+    case = "".join(f"_{i}" for i in start)
+    for _ in each_mode(sm90):
+        expect("tma_load_pixels", [images, at], swizzled(np.stack(pixels)), case=case)
+
+
+@pytest.mark.parametrize("corner", CORNERS, ids=str)
+def test_tma_add(sm90: Any, corner: tuple[int, int, int]) -> None:
+    # Whole numbers: sums are the same in any order.
+    box = rng(1).integers(-99, 99, (8, 32)).astype(np.float32)
+    tensor = rng(2).integers(-99, 99, BUFFER).astype(np.float32)
+    inside, where = box_indices((*corner[:2], 0))
+    count = inside[0].sum()
+    expected = tensor.copy()
+    expected[tuple(i[:count] for i in where)] += 3 * box[inside[0]]
+    at = np.array([*corner[:2]], np.int32)
+    case = "".join(f"_{i}" for i in corner)
+    for _ in each_mode(sm90):
+        expect("tma_add", [swizzled(box), at, tensor], expected, case=case)
+
+
+@pytest.mark.parametrize("columns", [64, 128, 256])
+def test_wgmma_tf32(sm90: Any, columns: int) -> None:
+    a, b, d = random_floats(64, 32), random_floats(columns, 32), random_floats(64, columns)
+    rows, column = result_places(columns)
+    memory = np.concatenate([swizzled(a), swizzled(b)])
+    for add in (0, 1):
+        left, right = cut_to_tf32(a), cut_to_tf32(b)
+        expected = (add * d + left @ right.T).astype(np.float32)[rows, column]
+        scale = add * np.abs(d) + np.abs(left) @ np.abs(right).T
+        inputs = [memory, d[rows, column], np.array([add], np.int32)]
+        compare = close(scale[rows, column].ravel() * 2.0**-18)
+        for _ in each_mode(sm90):
+            expect(f"wgmma_tf32_{columns}", inputs, expected, compare, f"_{add}")
+
+
+def result_places(columns: int) -> tuple[Array, Array]:
+    """Row and column of each register of a warpgroup's threads."""
+    thread, e = np.arange(128)[:, None], np.arange(columns // 2)
+    row = thread // 32 * 16 + thread % 32 // 4 + e // 2 % 2 * 8
+    return row, e // 4 * 8 + thread % 4 * 2 + e % 2
+
+
 def operand_image(bits: Array, along_k: bool) -> Array:
     """(i, 64 of k) as the descriptors of probe_wgmma find it in shared memory."""
     if along_k:
@@ -322,9 +393,7 @@ def operand_image(bits: Array, along_k: bool) -> Array:
 def test_wgmma(sm90: Any, kind: str, columns: int, layout: str) -> None:
     (a_bits, a), (b_bits, b) = random_16(kind, 64, 64), random_16(kind, columns, 64)
     d = random_floats(64, columns)
-    thread, e = np.arange(128)[:, None], np.arange(columns // 2)
-    row = thread // 32 * 16 + thread % 32 // 4 + e // 2 % 2 * 8
-    column = e // 4 * 8 + thread % 4 * 2 + e % 2
+    row, column = result_places(columns)
     images = [
         operand_image(x, kept == "k") for x, kept in zip((a_bits, b_bits), layout, strict=True)
     ]
@@ -345,9 +414,9 @@ def test_wgmma(sm90: Any, kind: str, columns: int, layout: str) -> None:
 def test_wgmma_of_registers(sm90: Any, kind: str, columns: int, layout: str) -> None:
     (a_bits, a), (b_bits, b) = random_16(kind, 64, 64), random_16(kind, columns, 64)
     d = random_floats(64, columns)
-    thread, e = np.arange(128)[:, None], np.arange(columns // 2)
+    rows, column = result_places(columns)
+    thread = np.arange(128)[:, None]
     row = thread // 32 * 16 + thread % 32 // 4
-    rows, column = row + e // 2 % 2 * 8, e // 4 * 8 + thread % 4 * 2 + e % 2
     i, half = np.arange(16), np.arange(2)
     a_row = row + i % 2 * 8
     a_column = i // 4 * 16 + i % 4 // 2 * 8 + thread % 4 * 2

@@ -11,7 +11,7 @@
 //
 // Floor: 10 L S D operations (half of it if causal) at the peak of the units. Not measured on a
 // device yet.
-#include "attention_backward_16.cuh"
+#include "attention_backward_sm90.cuh"
 #include "attention_tiles.cuh"
 
 namespace grebe::cuda {
@@ -430,9 +430,11 @@ bool attention_backward(In grad, In q, In k, In v, OptIn mask, OptIn lengths, Op
                            to_q.aligned && to_k.aligned && to_v.aligned;
       const bool direct = takes_16(q.dtype, p.depth, p.value_depth, aligned);
       if (direct) {
+        const MaskGradient<S> own = m.shared ? MaskGradient<S>{} : m;
         const auto run =
             p.depth > 64 || p.value_depth > 64 ? run_gradients_16<128, T> : run_gradients_16<64, T>;
-        run(p, rows, keys, values, g, to_q, to_k, to_v, m.shared ? MaskGradient<S>{} : m);
+        if (!try_backward_warpgroups(p, q, k, v, grad, g, to_q, to_k, to_v, own))
+          run(p, rows, keys, values, g, to_q, to_k, to_v, own);
         if (!m.shared) return;
       }
       const Heads<const float> wide_q = widened<T>(q), wide_k = widened<T>(k);

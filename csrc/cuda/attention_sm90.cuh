@@ -253,28 +253,26 @@ __global__ void __launch_bounds__(Work::kBlock, 1)
     attend_warpgroups(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
                       const __grid_constant__ TensorMap v, const __grid_constant__ Problem<float> p,
                       Heads<typename Work::T> y, float* lse, Cut<float> cut, int tiles) {
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  // Late tiles first: causal ones have most work.
-  int number = blockIdx.x;
-  const int part = number % cut.count;
-  number /= cut.count;
-  const int first_query = (tiles - 1 - number % tiles) * Work::kQueries;
-  const int h = number / tiles % p.heads, b = number / tiles / p.heads;
-  const Range seen = p.visible(b, first_query, min(p.queries, first_query + Work::kQueries));
-  const int begin = max(seen.begin, part * cut.keys) / kTile * kTile;
-  const int end = max(begin, min(seen.end, (part + 1) * cut.keys));
-  Work work;
-  if (threadIdx.x < Work::kProducers) {
-    shrink_registers<24>();
-    if (threadIdx.x == 0) work.produce(q, k, v, first_query, begin, end, h, h / p.group, b);
-  } else {
-    grow_registers<240>();
-    const Modifier<float> modify(p, b, h);
-    attend_consumer(work, p, modify, y, lse, cut, part, first_query, begin, end, h, b);
+  if constexpr (kWarpgroups<Work>) {
+    // Late tiles first: causal ones have most work.
+    int number = blockIdx.x;
+    const int part = number % cut.count;
+    number /= cut.count;
+    const int first_query = (tiles - 1 - number % tiles) * Work::kQueries;
+    const int h = number / tiles % p.heads, b = number / tiles / p.heads;
+    const Range seen = p.visible(b, first_query, min(p.queries, first_query + Work::kQueries));
+    const int begin = max(seen.begin, part * cut.keys) / kTile * kTile;
+    const int end = max(begin, min(seen.end, (part + 1) * cut.keys));
+    Work work;
+    if (threadIdx.x < Work::kProducers) {
+      shrink_registers<24>();
+      if (threadIdx.x == 0) work.produce(q, k, v, first_query, begin, end, h, h / p.group, b);
+    } else {
+      grow_registers<240>();
+      const Modifier<float> modify(p, b, h);
+      attend_consumer(work, p, modify, y, lse, cut, part, first_query, begin, end, h, b);
+    }
   }
-#else
-  __trap();  // never launched
-#endif
 }
 
 // The map of an array [B, H, L, D] in boxes of `rows` positions.

@@ -9,11 +9,12 @@
 // per output, a block per weight.
 // On tensor cores (sm_80; float16 also sm_75) images are channels-last, in a copy if they are not, and
 // channels fill chunks of 16 bytes: then K = (tap, channel), and a chunk of channels at a pixel and a
-// tap is one asynchronous copy, or zeros. Results are written to any strides.
+// tap is one asynchronous copy, or zeros. Results are written to any strides. On sm_90a 16-bit images
+// of many channels go to warpgroups (conv_sm90.cuh).
 //
 // Arrays have any strides: planes, channels-last. The weight is contiguous. Floor: 2 * outputs * K *
 // pixels operations. Not measured on a device yet.
-#include "divider.cuh"
+#include "conv_sm90.cuh"
 #include "gemm.cuh"
 
 namespace grebe::cuda {
@@ -611,6 +612,52 @@ WindowImage<T> gradient_windows_of(const Problem& p, const T* grad) {
           p.groups * p.outputs};
 }
 
+// ---- launches on warpgroups ----
+
+template <class T>
+bool fits_warpgroups(const Problem& p) {
+  return sizeof(T) == 2 && compute_capability() == 90 && p.groups == 1;
+}
+Windows2d windows_for_warpgroups(const Problem& p) {
+  return {p.batch,
+          p.in_h,
+          p.in_w,
+          p.channels,
+          p.out_h,
+          p.out_w,
+          {p.kernel_w, p.kernel_h},
+          {p.stride_w, p.stride_h},
+          {-p.pad_w, -p.pad_h},
+          {p.dilation_w, p.dilation_h},
+          false};
+}
+// Steps of 1 only: else neighbours see different taps.
+Windows2d gradient_windows_for_warpgroups(const Problem& p) {
+  return {p.batch,
+          p.out_h,
+          p.out_w,
+          p.outputs,
+          p.in_h,
+          p.in_w,
+          {p.kernel_w, p.kernel_h},
+          {1, 1},
+          {p.pad_w - (p.kernel_w - 1) * p.dilation_w, p.pad_h - (p.kernel_h - 1) * p.dilation_h},
+          {p.dilation_w, p.dilation_h},
+          true};
+}
+// False: these windows or results are not for warpgroups.
+template <class T>
+bool multiply_on_warpgroups(const Windows2d& q, const T* image, const T* weight, const T* bias,
+                            T* y, const Image& s, int64_t columns) {
+  if (!q.fit() || (q.rows > 1 && s.h != q.columns * s.w)) return false;
+  const int64_t strides[4] = {s.n, s.c, s.h, s.w};
+  if (columns <= 64)
+    launch_windows<64>(q, image, weight, bias, y, strides, columns);
+  else
+    launch_windows<128>(q, image, weight, bias, y, strides, columns);
+  return true;
+}
+
 dim3 wide_tiles_of(int64_t rows, int64_t columns, int64_t layers) {
   return dim3(blocks_for(rows, kTileSize), blocks_for(columns, kTileSize),
               static_cast<unsigned>(layers));
@@ -624,7 +671,12 @@ bool forward_on_tensor_cores(const Problem& p, const T* x, const T* w, const T* 
     T* turned = static_cast<T*>(workspace(rows * depth * static_cast<int64_t>(sizeof(T))));
     launch("conv2d", swap_dimensions<T, T>, blocks_for(rows * depth, kThreads), kThreads, 0, rows,
            p.channels, p.taps(), 1, w, turned);
-    const WindowRows<T> windows{windows_of(p, inputs_channels_last(p, x))};
+    const T* image = inputs_channels_last(p, x);
+    if constexpr (sizeof(T) == 2)
+      if (fits_warpgroups<T>(p) && multiply_on_warpgroups<T>(windows_for_warpgroups(p), image,
+                                                             turned, bias, y, p.y, p.outputs))
+        return true;
+    const WindowRows<T> windows{windows_of(p, image)};
     launch("conv2d", multiply_windows<T>, wide_tiles_of(p.out_pixels(), p.outputs, p.groups),
            kThreads, ConvTile<T>::template type<true, true>::kSharedBytes, windows,
            static_cast<const T*>(turned), bias, y, p.y, p.out_pixels(), p.outputs, depth);
@@ -643,7 +695,13 @@ bool grad_input_on_tensor_cores(const Problem& p, const T* grad, const T* w, T* 
     T* turned = static_cast<T*>(workspace(size * static_cast<int64_t>(sizeof(T))));
     launch("conv2d", swap_dimensions<T, T>, blocks_for(size, kThreads), kThreads, 0, p.groups,
            p.outputs, p.channels * p.taps(), 1, w, turned);
-    const WindowRows<T> windows{gradient_windows_of(p, outputs_channels_last(p, grad))};
+    const T* image = outputs_channels_last(p, grad);
+    if constexpr (sizeof(T) == 2)
+      if (fits_warpgroups<T>(p) && p.stride_h == 1 && p.stride_w == 1 &&
+          multiply_on_warpgroups<T>(gradient_windows_for_warpgroups(p), image, turned, nullptr, gx,
+                                    p.x, p.channels))
+        return true;
+    const WindowRows<T> windows{gradient_windows_of(p, image)};
     launch("conv2d", multiply_windows<T>, wide_tiles_of(p.in_pixels(), p.channels, p.groups),
            kThreads, ConvTile<T>::template type<true, true>::kSharedBytes, windows,
            static_cast<const T*>(turned), static_cast<const T*>(nullptr), gx, p.x, p.in_pixels(),
@@ -663,19 +721,33 @@ int64_t part_of_pixels(const Problem& p, int64_t tiles) {
 }
 
 template <class T>
+bool gradients_on_warpgroups(const Problem& p, const T* image, const T* grad, int64_t part,
+                             float* partials) {
+  if constexpr (sizeof(T) == 2) {
+    const Windows2d q = windows_for_warpgroups(p);
+    if (!fits_warpgroups<T>(p) || !q.fit()) return false;
+    launch_gradients(q, image, grad, p.outputs, part, partials);
+    return true;
+  }
+  return false;
+}
+
+template <class T>
 bool grad_weight_on_tensor_cores(const Problem& p, const T* grad, const T* x, T* gw) {
   if constexpr (sizeof(T) < 8) {
     if (!fits_tensor_cores<T>(p)) return false;
     const int64_t depth = p.channels * p.taps(), rows = p.groups * p.outputs;
     const int64_t tiles = divide_up(depth, kTileSize) * divide_up(p.outputs, kTileSize) * p.groups;
-    const int64_t part = part_of_pixels(p, tiles), parts = divide_up(p.out_pixels(), part);
+    const int64_t part = divide_up(part_of_pixels(p, tiles), 64) * 64;
+    const int64_t parts = divide_up(p.out_pixels(), part);
     float* partials =
         static_cast<float*>(workspace(parts * rows * depth * static_cast<int64_t>(sizeof(float))));
-    const WindowColumns<T> windows{windows_of(p, inputs_channels_last(p, x))};
-    launch("conv2d", multiply_gradients<T>, wide_tiles_of(p.outputs, depth, p.groups * parts),
-           kThreads, ConvTile<T>::template type<false, false>::kSharedBytes, windows,
-           outputs_channels_last(p, grad), p.groups, p.outputs, depth, p.out_pixels(), part,
-           partials);
+    const T *image = inputs_channels_last(p, x), *gradient = outputs_channels_last(p, grad);
+    if (!gradients_on_warpgroups(p, image, gradient, part, partials))
+      launch("conv2d", multiply_gradients<T>, wide_tiles_of(p.outputs, depth, p.groups * parts),
+             kThreads, ConvTile<T>::template type<false, false>::kSharedBytes,
+             WindowColumns<T>{windows_of(p, image)}, gradient, p.groups, p.outputs, depth,
+             p.out_pixels(), part, partials);
     launch("conv2d", swap_dimensions<float, T>, blocks_for(rows * depth, kThreads), kThreads, 0,
            rows, p.taps(), p.channels, parts, static_cast<const float*>(partials), gw);
     return true;

@@ -29,7 +29,8 @@
 #include <vector>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
+#else
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
 #endif
 
 struct dim3 {
@@ -108,6 +109,7 @@ struct Counts {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr size_t kSharedStep = 1 << 18;  // between the shared memories of a cluster's blocks
 constexpr size_t kSharedMost = 227 << 10;  // what a block may have (sm_90)
+constexpr unsigned kClusterMost = 254;  // blocks that an address can tell apart
 constexpr size_t kGuard = 64;  // bytes behind it that must stay as they are
 
 inline Options options;
@@ -344,6 +346,7 @@ inline std::string deadlock() {
 }
 
 inline void start(Fiber& f, char* stack) {
+  ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);  // of frames that were never left
   void** top = reinterpret_cast<void**>(stack + kStackBytes);
   *--top = nullptr;  // keeps the stack aligned as after a call
   *--top = reinterpret_cast<void*>(&run_fiber);
@@ -423,7 +426,9 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_
     fail("a grid of " + std::to_string(grid.x) + "," + std::to_string(grid.y) + "," +
          std::to_string(grid.z) + " blocks");
   if (shared_bytes > kSharedMost) fail(std::to_string(shared_bytes) + " bytes of shared memory");
-  if (grid.x % cluster) fail("the grid is no multiple of the cluster");
+  if (grid.x % cluster || cluster > kClusterMost)
+    fail("a grid of " + std::to_string(grid.x) + " blocks in clusters of " +
+         std::to_string(cluster));
   ++counts.launches;
 
   const std::tuple<P...> parameters(arguments...);

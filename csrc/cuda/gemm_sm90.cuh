@@ -5,13 +5,16 @@
 // the tile each, from shared memory into registers. Two mbarriers per stage say that it is full or
 // free again, so nobody waits for anybody else. Registers move from the copying warpgroup to the
 // others, which hold 64 x kN results. Results leave by way of shared memory, to be written in rows of
-// 128 bytes, while the copies for the next tile are already on their way.
+// 128 bytes, while the copies for the next tile are already on their way. Two blocks may form a
+// cluster: their tiles lie below each other, and each brings one half of b's slice for both, so that b
+// is read from the second-level cache half as often. A stage is then free when it is so in both.
 //
 // What lies outside the matrices comes as zeros and is not written. Tiles go down groups of kGroup
 // rows, so that blocks that run together share slices in the second-level cache.
 //
 // Floor: 2 m n k operations at the peak of the tensor cores. Not measured on a device yet.
 #pragma once
+#include "divider.cuh"
 #include "tensor_map.cuh"
 
 namespace grebe::cuda {
@@ -23,14 +26,16 @@ struct WarpgroupProblem {
   int tile_rows, tile_columns, items;
   int parts, part;  // k is cut into `parts` of `part` elements
   int a_step, b_step;  // of the item's number in the maps: 0 if all items share the matrix
+  // Rows of c come in planes: row i lies at i / plane * c_plane + i % plane * c_row.
   T* c;
-  int64_t c_row, c_item;  // strides
+  Divider plane{INT64_MAX};
+  int64_t c_plane, c_row, c_column, c_item;  // strides
   bool wide;  // 16 bytes of c may be written at once
   float beta;
   const T* bias;
   int64_t bias_row, bias_column;
   bool relu;
-  float* partials;  // [items, parts, m, n], where parts > 1
+  float* partials;  // [items, parts, m, n] instead of c, or nullptr
 };
 
 // The stage of the ring that comes next, and the parity of its barriers' phase.
@@ -46,10 +51,12 @@ struct Ring {
 };
 
 // kAAlongK: elements of a that are neighbours in memory are neighbours in k, else in m; so for b.
-template <class Element, int kColumns, bool kAAlongK, bool kBAlongK>
+// kBlocks: of a cluster, 1 or 2; with 2 there is an even number of rows of tiles.
+template <class Element, int kColumns, bool kAAlongK, bool kBAlongK, int kBlocks = 1>
 struct WarpgroupTile {
   using T = Element;
   static constexpr int kM = 128, kN = kColumns, kDepth = 64, kGroup = 8;
+  static constexpr int kCluster = kBlocks;
   static constexpr int kProducers = 128, kConsumers = 256, kBlock = kProducers + kConsumers;
   static constexpr int kStages = kN == 256 ? 4 : 6;
   static constexpr int kAElements = kM * kDepth, kBElements = kN * kDepth;
@@ -62,7 +69,8 @@ struct WarpgroupTile {
   // Boxes are 64 elements wide, 128 bytes. Along k they hold all rows of the operand's slice, else 64
   // of them, and the next box holds the next 64.
   static constexpr int kBox = 64;
-  static constexpr int kARows = kAAlongK ? kM : kBox, kBRows = kBAlongK ? kN : kBox;
+  static constexpr int kARows = kAAlongK ? kM : kDepth;
+  static constexpr int kBRows = kBAlongK ? kN / kCluster : kDepth;
 
   const WarpgroupProblem<T>& p;
   T *a, *b, *out;
@@ -78,11 +86,20 @@ struct WarpgroupTile {
     if (threadIdx.x == 0) {
       for (int s = 0; s < kStages; ++s) {
         mbarrier_init(full + s, 1);
-        mbarrier_init(empty + s, kConsumers / 32);
+        mbarrier_init(empty + s, kConsumers / 32 * kCluster);
       }
       mbarrier_init_fence();
     }
-    __syncthreads();
+    if (kCluster > 1)
+      cluster_barrier();
+    else
+      __syncthreads();
+  }
+  // Before a block ends the other may still write to its barriers.
+  DEVICE void finish_cluster() const {
+    if (kCluster == 1) return;
+    __syncwarp();
+    cluster_barrier();
   }
 
   // ---- what there is to do ----
@@ -122,8 +139,27 @@ struct WarpgroupTile {
         tma_load(to + box * kBox * kDepth, map, barrier, i + box * kBox, k, item);
     }
   }
-  // By a single thread.
-  DEVICE void produce(const TensorMap& a_map, const TensorMap& b_map) {
+  // The slices of a and b of some work from `k` on, of matrices in maps.
+  DEVICE void bring_a(T* to, const TensorMap& map, uint64_t* barrier, const Work& w, int k) const {
+    bring<kAAlongK, kM>(to, map, barrier, w.i, k, w.item * p.a_step);
+  }
+  DEVICE void bring_b(T* to, const TensorMap& map, uint64_t* barrier, const Work& w, int k) const {
+    const int item = w.item * p.b_step;
+    if constexpr (kCluster == 1) {
+      bring<kBAlongK, kN>(to, map, barrier, w.j, k, item);
+    } else {
+      constexpr uint16_t kBoth = 3;
+      constexpr int kHalf = kN / 2, kStep = kBAlongK ? kHalf : kBox;
+      const int first = cluster_rank() * kHalf;
+#pragma unroll
+      for (int j = first; j < first + kHalf; j += kStep)
+        tma_load_multicast(to + j * kDepth, map, barrier, kBoth, kBAlongK ? k : w.j + j,
+                           kBAlongK ? w.j + j : k, item);
+    }
+  }
+  // By a single thread. bring_slices(where to for a, for b, barrier, work, k) starts the copies.
+  template <class Bring>
+  DEVICE void produce(Bring bring_slices) {
     Ring<kStages> ring;
     for (int64_t number = blockIdx.x; number < work_count(); number += gridDim.x) {
       const Work w = work_of(number);
@@ -131,8 +167,7 @@ struct WarpgroupTile {
         const int s = ring.stage;
         mbarrier_wait(empty + s, ring.parity ^ 1);
         mbarrier_arrive_expect(full + s, kStageBytes);
-        bring<kAAlongK, kM>(a + s * kAElements, a_map, full + s, w.i, k, w.item * p.a_step);
-        bring<kBAlongK, kN>(b + s * kBElements, b_map, full + s, w.j, k, w.item * p.b_step);
+        bring_slices(a + s * kAElements, b + s * kBElements, full + s, w, k);
       }
     }
   }
@@ -146,8 +181,18 @@ struct WarpgroupTile {
   static DEVICE uint64_t operand(const T* slice, int row, int k) {
     return matrix_descriptor(slice + row * kDepth + (kAlongK ? k : k * kBox), kNextBox, kEightRows);
   }
+  // The calling warp has read a stage.
+  static DEVICE void release(uint64_t* stage) {
+    if (threadIdx.x % 32 != 0) return;
+    if constexpr (kCluster == 1) {
+      mbarrier_arrive(stage);
+    } else {
+#pragma unroll
+      for (int rank = 0; rank < kCluster; ++rank) mbarrier_arrive_in(stage, rank);
+    }
+  }
   DEVICE void multiply(float (&sum)[kN / 2], Ring<kStages>& ring, int slices) {
-    const int row = consumer() * 64, lane = threadIdx.x % 32;
+    const int row = consumer() * 64;
     uint64_t* previous = nullptr;
     for (int slice = 0; slice < slices; ++slice, ring.advance()) {
       const int s = ring.stage;
@@ -160,12 +205,12 @@ struct WarpgroupTile {
                                          slice > 0 || k > 0);
       wgmma_commit();
       wgmma_wait<1>();  // the slice before is read
-      if (previous && lane == 0) mbarrier_arrive(previous);
+      if (previous) release(previous);
       previous = empty + s;
     }
     wgmma_wait<0>();
     pin(sum);
-    if (lane == 0) mbarrier_arrive(previous);
+    release(previous);
   }
   DEVICE void consume() {
     Ring<kStages> ring;
@@ -173,8 +218,10 @@ struct WarpgroupTile {
     for (int64_t number = blockIdx.x; number < work_count(); number += gridDim.x) {
       const Work w = work_of(number);
       multiply(sum, ring, w.slices());
-      if (p.parts > 1)
+      if (p.partials)
         write_partial(sum, w);
+      else if (p.c_column != 1)
+        write_apart(sum, w);
       else
         write(sum, w);
     }
@@ -199,18 +246,37 @@ struct WarpgroupTile {
     }
   }
 
-  DEVICE float finish(const T* c, int i, int j, float sum) const {
+  DEVICE T* row_of(const Work& w, int i) const {
+    const int64_t plane = p.plane(i);
+    return p.c + w.item * p.c_item + plane * p.c_plane + (i - plane * p.plane.divisor) * p.c_row;
+  }
+  DEVICE float finish(const Work& w, int i, int j, float sum) const {
     if (i >= p.m || j >= p.n) return 0;
-    if (p.beta != 0) sum += p.beta * widen(c[i * p.c_row + j]);
+    if (p.beta != 0) sum += p.beta * widen(row_of(w, i)[j * p.c_column]);
     if (p.bias) sum += widen(p.bias[i * p.bias_row + j * p.bias_column]);
     return p.relu ? select(sum <= 0, 0.0f, sum) : sum;
+  }
+  // Where columns are not neighbours in memory.
+  DEVICE void write_apart(const float (&sum)[kN / 2], const Work& w) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = first_row(w) + lane / 4 + half * 8;
+      if (i >= p.m) continue;
+      T* row = row_of(w, i);
+#pragma unroll
+      for (int e = 0; e < kN / 4; ++e) {
+        const int j = w.j + e / 2 * 8 + lane % 4 * 2 + e % 2;
+        const float result = sum[e / 2 * 4 + half * 2 + e % 2];
+        if (j < p.n) row[j * p.c_column] = narrow<T>(finish(w, i, j, result));
+      }
+    }
   }
   // Where element (row, 8 chunk) of the 16x64 results in `out` lies.
   static DEVICE int place(int row, int chunk) { return row * 64 + (chunk ^ row % 8) * 8; }
 
   DEVICE void write(const float (&sum)[kN / 2], const Work& w) const {
     const int lane = threadIdx.x % 32, i = first_row(w);
-    T* c = p.c + w.item * p.c_item;
     T* mine = out + (static_cast<int>(threadIdx.x) - kProducers) / 32 * kOutElements;
 #pragma unroll
     for (int first = 0; first < kN; first += 64) {
@@ -222,8 +288,8 @@ struct WarpgroupTile {
           const int row = i + lane / 4 + e % 2 * 8;
           const int column = w.j + first + j + e / 2 * 8 + lane % 4 * 2;
           const float* pair = sum + (first + j + e / 2 * 8) / 2 + e % 2 * 2;
-          const T narrowed[2] = {narrow<T>(finish(c, row, column, pair[0])),
-                                 narrow<T>(finish(c, row, column + 1, pair[1]))};
+          const T narrowed[2] = {narrow<T>(finish(w, row, column, pair[0])),
+                                 narrow<T>(finish(w, row, column + 1, pair[1]))};
           memcpy(r + e, narrowed, 4);
         }
         store_matrices(mine + place(lane % 16, j / 8 + lane / 16), r);
@@ -232,14 +298,14 @@ struct WarpgroupTile {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const int row = n * 4 + lane / 8, chunk = lane % 8;
-        write_chunk(c, i + row, w.j + first + chunk * 8, mine + place(row, chunk));
+        write_chunk(w, i + row, w.j + first + chunk * 8, mine + place(row, chunk));
       }
       __syncwarp();
     }
   }
-  DEVICE void write_chunk(T* c, int i, int j, const T* chunk) const {
+  DEVICE void write_chunk(const Work& w, int i, int j, const T* chunk) const {
     if (i >= p.m) return;
-    T* to = c + i * p.c_row + j;
+    T* to = row_of(w, i) + j;
     if (p.wide && j + 8 <= p.n) {
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(chunk);
     } else {
@@ -249,23 +315,31 @@ struct WarpgroupTile {
   }
 };
 
+// What all kernels of such tiles do.
+template <class Tile, class Bring>
+DEVICE void run_warpgroups(Tile& tile, Bring bring_slices) {
+  if (threadIdx.x < Tile::kProducers) {
+    shrink_registers<24>();
+    if (threadIdx.x == 0) tile.produce(bring_slices);
+  } else {
+    grow_registers<240>();
+    tile.consume();
+  }
+  tile.finish_cluster();
+}
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kBlock, 1)
     matmul_warpgroups(const __grid_constant__ TensorMap a_map,
                       const __grid_constant__ TensorMap b_map,
                       const __grid_constant__ WarpgroupProblem<typename Tile::T> p) {
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  Tile tile(p);
-  if (threadIdx.x < Tile::kProducers) {
-    shrink_registers<24>();
-    if (threadIdx.x == 0) tile.produce(a_map, b_map);
-  } else {
-    grow_registers<240>();
-    tile.consume();
+  if constexpr (kWarpgroups<Tile>) {
+    using T = typename Tile::T;
+    Tile tile(p);
+    run_warpgroups(tile, [&](T* a, T* b, uint64_t* full, const typename Tile::Work& w, int k) {
+      tile.bring_a(a, a_map, full, w, k);
+      tile.bring_b(b, b_map, full, w, k);
+    });
   }
-#else
-  __trap();  // never launched
-#endif
 }
 
 }  // namespace

@@ -57,35 +57,53 @@ inline void check(const char* name, cudaError_t error) {
   if (error != cudaSuccess) throw Error(std::string(name) + ": " + cudaGetErrorString(error));
 }
 
-// Runs kernel(arguments...) on the current stream; an empty grid is no work. `cluster` blocks that
-// are neighbours along x form a cluster.
 template <class... P, class... A>
-void launch_clusters(const char* name, unsigned cluster, void (*kernel)(P...), dim3 grid,
-                     dim3 block, size_t shared_bytes, A... arguments) {
+void launch_with(const char* name, cudaLaunchAttribute attribute, void (*kernel)(P...), dim3 grid,
+                 dim3 block, size_t shared_bytes, A... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (shared_bytes > 48 << 10)
     check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      static_cast<int>(shared_bytes)));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(current_stream());
   config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
+  config.numAttrs = attribute.id != cudaLaunchAttributeIgnore;
   check(name, cudaLaunchKernelEx(&config, kernel, P(arguments)...));
 }
-#else
+#endif
+
+// Runs kernel(arguments...) on the current stream; an empty grid is no work. `cluster` blocks that
+// are neighbours along x form a cluster.
 template <class... P, class... A>
 void launch_clusters(const char* name, unsigned cluster, void (*kernel)(P...), dim3 grid,
                      dim3 block, size_t shared_bytes, A... arguments) {
+#ifdef __CUDACC__
+  cudaLaunchAttribute attribute{};
+  attribute.id = cluster > 1 ? cudaLaunchAttributeClusterDimension : cudaLaunchAttributeIgnore;
+  attribute.val.clusterDim = {cluster, 1, 1};
+  launch_with(name, attribute, kernel, grid, block, shared_bytes, arguments...);
+#else
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   emulator::launch(name, kernel, grid, block, shared_bytes, cluster, arguments...);
-}
 #endif
+}
+
+// Runs all blocks of the grid, which has one dimension, at the same time: see grid_barrier.
+template <class... P, class... A>
+void launch_together(const char* name, void (*kernel)(P...), unsigned grid, dim3 block,
+                     size_t shared_bytes, A... arguments) {
+#ifdef __CUDACC__
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  launch_with(name, attribute, kernel, grid, block, shared_bytes, arguments...);
+#else
+  launch_clusters(name, grid, kernel, grid, block, shared_bytes, arguments...);
+#endif
+}
 
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
@@ -110,6 +128,19 @@ DEVICE int64_t thread_number() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 DEVICE int64_t thread_count() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+// All threads of a grid started by launch_together wait for each other; what they wrote before, all
+// of them see. `arrivals` is 0 before the launch.
+DEVICE void grid_barrier(uint32_t* arrivals) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const uint32_t goal = (atomicAdd(arrivals, 1u) / gridDim.x + 1) * gridDim.x;
+    while (load_acquire(arrivals) < goal) {
+    }
+  }
+  __syncthreads();
+}
 
 // ---- numbers ----
 

@@ -290,17 +290,17 @@ struct MappedOperand {
     return is_aligned(data) && row_stride >= width && row_stride % kPack<T> == 0 &&
            item_stride > 0 && item_stride % kPack<T> == 0;
   }
-  // For boxes of a tile's `box_rows` rows if dense along k, else of 64 by the depth of a slice.
-  TensorMap map(int box_rows, int depth) const {
+  TensorMap map(int box_rows) const {
     const int64_t shape[3] = {width, rows, items}, strides[3] = {1, row_stride, item_stride};
-    const int box[3] = {64, along_k ? box_rows : depth, 1};
+    const int box[3] = {64, box_rows, 1};
     return make_tensor_map(data, 3, shape, strides, box);
   }
 };
 
 template <class Tile, class T>
 void launch_warpgroups(Problem<T> p, const MappedOperand<T>& a, const MappedOperand<T>& b) {
-  const int64_t rows = divide_up(p.m, Tile::kM), columns = divide_up(p.n, Tile::kN);
+  const int64_t rows = divide_up(p.m, Tile::kM * Tile::kCluster) * Tile::kCluster;
+  const int64_t columns = divide_up(p.n, Tile::kN);
   cut(p, rows * columns * p.batch.count, Tile::kDepth);
   const int64_t c_item = p.batch.ndim ? p.batch.c[0] : 0;
   WarpgroupProblem<T> q{};
@@ -316,6 +316,7 @@ void launch_warpgroups(Problem<T> p, const MappedOperand<T>& a, const MappedOper
   q.b_step = b.items > 1;
   q.c = p.c;
   q.c_row = p.c_row;
+  q.c_column = 1;
   q.c_item = c_item;
   q.wide = is_aligned(p.c) && p.c_row % kPack<T> == 0 && c_item % kPack<T> == 0;
   q.beta = p.beta;
@@ -323,22 +324,24 @@ void launch_warpgroups(Problem<T> p, const MappedOperand<T>& a, const MappedOper
   q.bias_row = p.bias_row;
   q.bias_column = p.bias_column;
   q.relu = p.relu;
-  q.partials = p.partials;
+  q.partials = p.parts > 1 ? p.partials : nullptr;
   const int64_t work = rows * columns * p.parts * p.batch.count;
-  const int64_t blocks = work < multiprocessors() ? work : multiprocessors();
-  launch("matmul", matmul_warpgroups<Tile>, dim3(static_cast<unsigned>(blocks)), Tile::kBlock,
-         Tile::kSharedBytes, a.map(Tile::kM, Tile::kDepth), b.map(Tile::kN, Tile::kDepth), q);
+  const int64_t most = multiprocessors() / Tile::kCluster * Tile::kCluster;
+  const int64_t blocks = work < most ? work : most;
+  launch_clusters("matmul", Tile::kCluster, matmul_warpgroups<Tile>,
+                  dim3(static_cast<unsigned>(blocks)), Tile::kBlock, Tile::kSharedBytes,
+                  a.map(Tile::kARows), b.map(Tile::kBRows), q);
   add_up(p);
 }
 
-template <int kN, class T>
+template <int kN, int kCluster, class T>
 void choose_layout(const Problem<T>& p, const MappedOperand<T>& a, const MappedOperand<T>& b) {
   if (a.along_k)
-    b.along_k ? launch_warpgroups<WarpgroupTile<T, kN, true, true>>(p, a, b)
-              : launch_warpgroups<WarpgroupTile<T, kN, true, false>>(p, a, b);
+    b.along_k ? launch_warpgroups<WarpgroupTile<T, kN, true, true, kCluster>>(p, a, b)
+              : launch_warpgroups<WarpgroupTile<T, kN, true, false, kCluster>>(p, a, b);
   else
-    b.along_k ? launch_warpgroups<WarpgroupTile<T, kN, false, true>>(p, a, b)
-              : launch_warpgroups<WarpgroupTile<T, kN, false, false>>(p, a, b);
+    b.along_k ? launch_warpgroups<WarpgroupTile<T, kN, false, true, kCluster>>(p, a, b)
+              : launch_warpgroups<WarpgroupTile<T, kN, false, false, kCluster>>(p, a, b);
 }
 
 template <class T>
@@ -353,9 +356,9 @@ bool run_warpgroups(Problem<T> p) {
   if (!b.set(p.b, p.n, p.k, p.batch.count, batched ? p.batch.b[0] : 0)) return false;
   const int64_t wide_tiles = divide_up(p.m, 128) * divide_up(p.n, 256) * p.batch.count;
   if (wide_tiles >= kEnoughWideTiles)
-    choose_layout<256>(p, a, b);
+    choose_layout<256, 2>(p, a, b);
   else
-    choose_layout<128>(p, a, b);
+    choose_layout<128, 1>(p, a, b);
   return true;
 }
 

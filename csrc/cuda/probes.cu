@@ -100,6 +100,21 @@ __global__ void probe_shuffles(Probe p) {
   out[4] = __ballot_sync(~0u, static_cast<int>(x & 1));
 }
 
+// A grid of 4 blocks: in each of 3 rounds a block adds the words of the next to its own.
+__global__ void probe_grid_barrier(Probe p, uint32_t* arrivals) {
+  constexpr int kBlocks = 4, kCount = 64;
+  const int mine = blockIdx.x * kCount + threadIdx.x;
+  const int next = (blockIdx.x + 1) % kBlocks * kCount + threadIdx.x;
+  volatile uint32_t* words = p.out;
+  words[mine] = p.in[0][mine];
+  for (int round = 0; round < 3; ++round) {
+    grid_barrier(arrivals);
+    const uint32_t other = words[next];
+    grid_barrier(arrivals);
+    words[mine] = words[mine] + other;
+  }
+}
+
 // ---- sm_90a ----
 
 // in: registers of each lane, the chunk that each lane names as a row, shared memory before. out:
@@ -250,6 +265,52 @@ __global__ void __launch_bounds__(32)
   cluster_barrier();
 }
 
+// in: images, where to begin (channel, x, y, image, dx, dy). out: the pixels as they lie in shared
+// memory. Filters of 3x3 with steps of 2 and 1, padding 1.
+constexpr int64_t kImages[4] = {40, 7, 5, 3};
+constexpr int64_t kImageStrides[4] = {1, 40, 40 * 7, 40 * 7 * 5};
+constexpr ImageWindow kWindow = {{-1, -1}, {-1, -1}, {2, 1}};
+constexpr int kPixels = 48, kPixelWords = kPixels * 32;
+__global__ void __launch_bounds__(32)
+    probe_tma_load_pixels(const __grid_constant__ TensorMap map, Probe p) {
+  Shared shared;
+  uint32_t* words = shared.take<uint32_t>(kPixelWords);
+  uint64_t* full = shared.take<uint64_t>(1);
+  const int lane = threadIdx.x;
+  const int* at = reinterpret_cast<const int*>(p.in[1]);
+  if (lane == 0) {
+    mbarrier_init(full, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(full, kPixelWords * 4);
+    tma_load_pixels(words, map, full, at[0], at[1], at[2], at[3], at[4], at[5]);
+  }
+  __syncwarp();
+  mbarrier_wait(full, 0);
+  for (int i = lane; i < kPixelWords; i += 32) p.out[i] = words[i];
+}
+
+// in: a box as it lies in shared memory, its coordinates, a tensor. out: the tensor and three times
+// the box, added by as many blocks.
+__global__ void copy_words(Probe p) {
+  for (int64_t i = thread_number(); i < p.size; i += thread_count()) p.out[i] = p.in[2][i];
+}
+__global__ void __launch_bounds__(32)
+    probe_tma_add(const __grid_constant__ TensorMap map, Probe p) {
+  constexpr int kWords = kBoxWords / 2;
+  Shared shared;
+  uint32_t* words = shared.take<uint32_t>(kWords);
+  const int lane = threadIdx.x;
+  const int* at = reinterpret_cast<const int*>(p.in[1]);
+  for (int i = lane; i < kWords; i += 32) words[i] = p.in[0][i];
+  proxy_fence();
+  __syncwarp();
+  if (lane == 0) {
+    tma_add(map, words, at[0], at[1]);
+    tma_store_commit();
+    tma_store_wait<0>();
+  }
+}
+
 // in: a box as it lies in shared memory, its coordinates. out: a tensor of zeros with the box.
 __global__ void fill_with_zeros(Probe p) {
   for (int64_t i = thread_number(); i < p.size; i += thread_count()) p.out[i] = 0;
@@ -301,6 +362,35 @@ __global__ void __launch_bounds__(128) probe_wgmma(Probe p) {
     wgmma<T, kN, kAAlongK, kBAlongK>(
         d, matrix_descriptor(a + (kAAlongK ? k : k * 64) / 2, 8192, 1024),
         matrix_descriptor(b + (kBAlongK ? k : k * 64) / 2, 8192, 1024), add || k > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
+  pin(d);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) p.out[t * kCount + i] = bits_of(d[i]);
+}
+
+// The same of floats, 64 rows and kN columns and 32 of k.
+template <int kN>
+__global__ void __launch_bounds__(128) probe_wgmma_tf32(Probe p) {
+  constexpr int kAWords = 64 * 32, kBWords = kN * 32, kCount = kN / 2;
+  Shared shared;
+  uint32_t* a = shared.take<uint32_t>(kAWords);
+  uint32_t* b = shared.take<uint32_t>(kBWords);
+  const int t = threadIdx.x;
+  for (int i = t; i < kAWords; i += 128) a[i] = p.in[0][i];
+  for (int i = t; i < kBWords; i += 128) b[i] = p.in[0][kAWords + i];
+  float d[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) d[i] = as_float(p.in[1][t * kCount + i]);
+  const bool add = p.in[2][0] != 0;
+  proxy_fence();
+  __syncthreads();
+  pin(d);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 32; k += 8)
+    wgmma_tf32<kN>(d, matrix_descriptor(a + k, 0, 1024), matrix_descriptor(b + k, 0, 1024),
+                   add || k > 0);
   wgmma_commit();
   wgmma_wait<0>();
   pin(d);
@@ -494,6 +584,24 @@ void run_tma_load_multicast(const Probe& p) {
   launch_clusters("probe", 2, probe_tma_load_multicast, 2, 32, kBoxWords * 4 + 16,
                   map_of_tensor(p.in[0], 3), p);
 }
+void run_tma_load_pixels(const Probe& p) {
+  const TensorMap map = make_image_map(reinterpret_cast<const float*>(p.in[0]), kImages,
+                                       kImageStrides, kWindow, 32, kPixels);
+  launch("probe", probe_tma_load_pixels, 1, 32, kPixelWords * 4 + 16, map, p);
+}
+void run_tma_add(const Probe& p) {
+  launch("probe", copy_words, 8, 256, 0, p);
+  launch("probe", probe_tma_add, 3, 32, kBoxWords * 2, map_of_tensor(p.out, 2), p);
+}
+void run_grid_barrier(const Probe& p) {
+  uint32_t* arrivals = static_cast<uint32_t*>(workspace(sizeof(uint32_t)));
+  launch("probe", fill_with_zeros, 1, 1, 0, Probe{{}, arrivals, 1});
+  launch_together("probe", probe_grid_barrier, 4, 64, 0, p, arrivals);
+}
+template <int kN>
+void run_wgmma_tf32(const Probe& p) {
+  launch("probe", probe_wgmma_tf32<kN>, 1, 128, (64 + kN) * 128, p);
+}
 template <int kDims>
 void run_tma_store(const Probe& p) {
   launch("probe", fill_with_zeros, 8, 256, 0, p);
@@ -526,6 +634,7 @@ const Entry kEntries[] = {
     {"round_tf32", 1, run<probe_round_tf32, 256, 0>},
     {"exp2_fast", 1, run<probe_exp2_fast, 256, 0>},
     {"shuffles", 2, run<probe_shuffles, 32, 0>},
+    {"grid_barrier", 1, run_grid_barrier},
     {"store_matrices", 3, run<probe_store_matrices<false>, 32, kChunks * 16>},
     {"store_matrices_transposed", 3, run<probe_store_matrices<true>, 32, kChunks * 16>},
     {"barrier_sync", 1, run<probe_barrier_sync, 128, 512>},
@@ -538,6 +647,11 @@ const Entry kEntries[] = {
     {"tma_load_4d", 2, run_tma_load<4>},
     {"tma_load_plain", 2, run_tma_load_plain},
     {"tma_load_multicast", 2, run_tma_load_multicast},
+    {"tma_load_pixels", 2, run_tma_load_pixels},
+    {"tma_add", 3, run_tma_add},
+    {"wgmma_tf32_64", 3, run_wgmma_tf32<64>},
+    {"wgmma_tf32_128", 3, run_wgmma_tf32<128>},
+    {"wgmma_tf32_256", 3, run_wgmma_tf32<256>},
     {"tma_store_2d", 2, run_tma_store<2>},
     {"tma_store_3d", 2, run_tma_store<3>},
     WGMMA_PROBES("bf16_64", bf16, 64) WGMMA_PROBES("bf16_128", bf16, 128) WGMMA_PROBES(

@@ -118,6 +118,14 @@ DEVICE uint32_t round_tf32(float x) {
 #endif
   return y;
 }
+// A number that other blocks write, and with it all that they wrote before a __threadfence.
+DEVICE uint32_t load_acquire(const uint32_t* p) {
+  uint32_t x = *p;
+#if __CUDA_ARCH__ >= 700
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+#endif
+  return x;
+}
 // 2^x with an error of 2 in the last place; results below the normal range are 0.
 DEVICE float exp2_fast(float x) {
   float y;
@@ -232,6 +240,17 @@ DEVICE void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, i
       "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
+// Pixels of images (make_image_map), as many as the map says, from the one whose filter starts at
+// (x, y) of `image`, to the right and down and on to the next image: of each the channels from
+// `channel`, at the place (dx, dy) further than where its filter starts.
+DEVICE void tma_load_pixels(void* to, const TensorMap& map, uint64_t* barrier, int channel, int x,
+                            int y, int image, int dx, int dy) {
+  GREBE_SM90_ASM(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(channel), "r"(x), "r"(y), "r"(image),
+      "h"(static_cast<uint16_t>(dx)), "h"(static_cast<uint16_t>(dy)) : "memory");
+}
 // To the same place in all blocks of the cluster whose bit in `ranks` is set, and their barriers.
 DEVICE void tma_load_multicast(void* to, const TensorMap& map, uint64_t* barrier, uint16_t ranks,
                                int x, int y, int z) {
@@ -252,6 +271,13 @@ DEVICE void tma_store(const TensorMap& map, const void* from, int x, int y, int 
       "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group "
       "[%0, {%2, %3, %4}], [%1];" ::"l"(&map),
       "r"(shared_address(from)), "r"(x), "r"(y), "r"(z) : "memory");
+}
+// Adds floats to those of the tensor, each at once, in no order that is known.
+DEVICE void tma_add(const TensorMap& map, const void* from, int x, int y) {
+  GREBE_SM90_ASM(
+      "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], "
+      "[%1];" ::"l"(&map),
+      "r"(shared_address(from)), "r"(x), "r"(y) : "memory");
 }
 DEVICE void tma_store_commit() { GREBE_SM90_ASM("cp.async.bulk.commit_group;" :: : "memory"); }
 // Until all but kPending groups of this thread have been read from shared memory.
@@ -361,6 +387,25 @@ DEVICE void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool a
   if constexpr (kN == 64 && !kHalf) GREBE_WGMMA_A64("bf16");
   if constexpr (kN == 128 && kHalf) GREBE_WGMMA_A128("f16");
   if constexpr (kN == 128 && !kHalf) GREBE_WGMMA_A128("bf16");
+#endif
+}
+
+// The same of floats read as TF32, 8 of k at a time, both along k.
+#define GREBE_WGMMA_TF32(n, D, out, A, B, add_)                                            \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add_                                    \
+               ", 0;\n"                                                                    \
+               "wgmma.mma_async.sync.aligned.m64n" n "k8.f32.tf32.tf32 {" D "}, " A ", " B \
+               ", p, 1, 1;\n}"                                                             \
+               : out                                                                       \
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
+template <int kN>
+DEVICE void wgmma_tf32(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  static_assert(kN == 64 || kN == 128 || kN == 256, "tiles of other widths are not written yet");
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (kN == 64) GREBE_WGMMA_TF32("64", GREBE_D32, GREBE_OUT32(0), "%32", "%33", "%34");
+  if constexpr (kN == 128) GREBE_WGMMA_TF32("128", GREBE_D64, GREBE_OUT64(0), "%64", "%65", "%66");
+  if constexpr (kN == 256)
+    GREBE_WGMMA_TF32("256", GREBE_D128, GREBE_OUT128(0), "%128", "%129", "%130");
 #endif
 }
 
@@ -536,6 +581,10 @@ inline uint32_t round_tf32(float x) {
   if ((bits & 0x7f800000u) != 0x7f800000u) bits += 0x1000;
   return bits & ~0x1fffu;
 }
+inline uint32_t load_acquire(const uint32_t* p) {
+  emulator::yield();
+  return *p;
+}
 inline float exp2_fast(float x) {
   const float y = exp2f(x);
   return y < 1.17549435e-38f ? 0.0f : y;
@@ -625,6 +674,8 @@ struct TensorMap {
   int64_t shape[5], strides[5];
   int box[5];
   bool swizzled;
+  // Of images: pixels of a copy, bounds and steps of where their filters start.
+  int pixels, first[2], last[2], step[2];
 
   int64_t row_bytes() const { return int64_t{box[0]} * element; }
   int64_t bytes() const {
@@ -698,6 +749,47 @@ inline void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x, i
   check_box("tma_load", map, 4, address);
   load_box(address, map, emulator::everywhere(shared_address(barrier)), {{x, y, z, w}});
 }
+inline void tma_load_pixels(void* to, const TensorMap& map, uint64_t* barrier, int channel, int x,
+                            int y, int image, int dx, int dy) {
+  const uint32_t address = emulator::everywhere(shared_address(to));
+  const uint32_t at = emulator::everywhere(shared_address(barrier));
+  check_box("tma_load_pixels", map, 4, address);
+  if (!map.pixels) emulator::fail("tma_load_pixels: a map of boxes");
+  if (dx < 0 || dx > 255 || dy < 0 || dy > 255 || x < map.first[0] || x > map.last[0] ||
+      y < map.first[1] || y > map.last[1])
+    emulator::fail("tma_load_pixels: a place outside the bounds");
+  emulator::start_asynchronous([=] {
+    int pixel[3] = {x, y, image};
+    for (int row = 0; row < map.pixels; ++row) {
+      const int64_t place[4] = {0, int64_t{pixel[0]} + dx, int64_t{pixel[1]} + dy, pixel[2]};
+      const char* line = map.data;
+      bool inside = true;
+      for (int d = 1; d < 4; ++d) {
+        inside = inside && place[d] >= 0 && place[d] < map.shape[d];
+        line += place[d] * map.strides[d];
+      }
+      for (int c = 0; c < map.box[0]; ++c) {
+        const uint32_t offset = static_cast<uint32_t>((row * map.box[0] + c) * map.element);
+        const size_t bytes = static_cast<size_t>(map.element);
+        char* element = emulator::shared_pointer(
+            map.swizzled ? emulator::swizzle(address + offset) : address + offset, bytes);
+        if (inside && channel + c < map.shape[0])
+          std::memcpy(element, line + int64_t{channel + c} * map.element, bytes);
+        else
+          std::memset(element, 0, bytes);
+      }
+      for (int d = 0; d < 2; ++d) {
+        pixel[d] += map.step[d];
+        if (pixel[d] <= map.last[d]) break;
+        pixel[d] = map.first[d];
+        if (d == 1) ++pixel[2];
+      }
+    }
+    emulator::Mbarrier& m = emulator::mbarrier(at);
+    m.bytes -= map.pixels * map.row_bytes();
+    emulator::complete(m);
+  });
+}
 inline void tma_load_multicast(void* to, const TensorMap& map, uint64_t* barrier, uint16_t ranks,
                                int x, int y, int z) {
   const uint32_t address = shared_address(to), at = shared_address(barrier);
@@ -707,12 +799,14 @@ inline void tma_load_multicast(void* to, const TensorMap& map, uint64_t* barrier
       load_box(emulator::address_in(rank, address), map, emulator::address_in(rank, at),
                {{x, y, z}});
 }
-inline void store_box(const TensorMap& map, const void* from, int ndim, Corner corner) {
+// move(element of the tensor, where it comes from, bytes).
+template <class Move>
+inline void store_box(const TensorMap& map, const void* from, int ndim, Corner corner, Move move) {
   const uint32_t address = emulator::everywhere(shared_address(from));
   check_box("tma_store", map, ndim, address);
   const auto store = [=] {
     for_box(map, address, corner, [&](const char* shared, char* element) {
-      if (element) std::memcpy(element, shared, static_cast<size_t>(map.element));
+      if (element) move(element, shared, static_cast<size_t>(map.element));
     });
   };
   if (emulator::options.lazy)
@@ -721,10 +815,19 @@ inline void store_box(const TensorMap& map, const void* from, int ndim, Corner c
     store();
 }
 inline void tma_store(const TensorMap& map, const void* from, int x, int y) {
-  store_box(map, from, 2, {{x, y, 0}});
+  store_box(map, from, 2, {{x, y, 0}}, std::memcpy);
 }
 inline void tma_store(const TensorMap& map, const void* from, int x, int y, int z) {
-  store_box(map, from, 3, {{x, y, z}});
+  store_box(map, from, 3, {{x, y, z}}, std::memcpy);
+}
+inline void tma_add(const TensorMap& map, const void* from, int x, int y) {
+  store_box(map, from, 2, {{x, y, 0}}, [](char* to, const char* shared, size_t) {
+    float sum, x;
+    std::memcpy(&sum, to, sizeof(sum));
+    std::memcpy(&x, shared, sizeof(x));
+    sum += x;
+    std::memcpy(to, &sum, sizeof(sum));
+  });
 }
 inline void tma_store_commit() { emulator::machine.current->stores.commit(); }
 template <int kPending>
@@ -752,10 +855,17 @@ inline void wgmma_wait() {
 }
 template <int kCount>
 inline void pin(float (&)[kCount]) {}
+struct Tf32 {
+  uint32_t bits;
+  explicit operator float() const { return tf32_of(bits); }
+};
+// What one product takes of k: 32 bytes.
+template <class T>
+constexpr int kDepthOf = 32 / static_cast<int>(sizeof(T));
 // Elements (i, k) of the operand that a descriptor of the block `rank` names, i from `first`.
 template <class T>
 inline void read_operand(uint64_t descriptor, uint32_t rank, bool along_k, int first, int count,
-                         float (*out)[16]) {
+                         float (*out)[kDepthOf<T>]) {
   if (descriptor >> 62 != 1) emulator::fail("wgmma: the descriptor is not for swizzled rows");
   const auto field = [&](int bit) {
     return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4;
@@ -763,14 +873,15 @@ inline void read_operand(uint64_t descriptor, uint32_t rank, bool along_k, int f
   const uint32_t start = field(0), leading = field(16), stride = field(32);
   if (start & 0x380) emulator::fail("wgmma: rows do not start at a multiple of 1024 bytes");
   for (int i = 0; i < count; ++i)
-    for (int k = 0; k < 16; ++k) {
+    for (int k = 0; k < kDepthOf<T>; ++k) {
       const uint32_t n = static_cast<uint32_t>(first + i), step = static_cast<uint32_t>(k);
+      const uint32_t size = sizeof(T);
       const uint32_t offset =
-          along_k ? n / 8 * stride + n % 8 * 128 + step * 2
+          along_k ? n / 8 * stride + n % 8 * 128 + step * size
                   : n / 64 * leading + n % 64 * 2 + step / 8 * stride + step % 8 * 128;
       const uint32_t address = emulator::address_in(rank, emulator::swizzle(start + offset));
       T x;
-      std::memcpy(&x, emulator::shared_pointer(address, 2), 2);
+      std::memcpy(&x, emulator::shared_pointer(address, size), size);
       out[i][k] = static_cast<float>(x);
     }
 }
@@ -799,13 +910,14 @@ inline void warpgroup_product(float* d, const A& a, uint64_t b, bool add, Read r
     const uint64_t b = lanes[0]->b;
     const bool add = lanes[0]->add;
     const auto product = [=] {
-      float left[16][16], right[kN][16];
+      constexpr int kDepth = kDepthOf<T>;
+      float left[16][kDepth], right[kN][kDepth];
       read_left(lefts, rank, first, left);
       read_operand<T>(b, rank, kBAlongK, 0, kN, right);
       for (int i = 0; i < 16; ++i)
         for (int j = 0; j < kN; ++j) {
           float sum = 0;
-          for (int k = 0; k < 16; ++k) sum += left[i][k] * right[j][k];
+          for (int k = 0; k < kDepth; ++k) sum += left[i][k] * right[j][k];
           float& result =
               results[static_cast<size_t>(i % 8 * 4 + j % 8 / 2)][j / 8 * 4 + i / 8 * 2 + j % 2];
           result = add ? result + sum : sum;
@@ -820,12 +932,16 @@ inline void warpgroup_product(float* d, const A& a, uint64_t b, bool add, Read r
 template <class T, int kN, bool kAAlongK, bool kBAlongK>
 inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
   const auto read = [](const std::array<uint64_t, 32>& lanes, uint32_t rank, int first,
-                       float (*left)[16]) {
+                       float (*left)[kDepthOf<T>]) {
     for (const uint64_t other : lanes)
       if (other != lanes[0]) emulator::fail("wgmma: the lanes of a warp differ in their operands");
     read_operand<T>(lanes[0], rank, kAAlongK, first, 16, left);
   };
   warpgroup_product<T, kN, kBAlongK>(d, a, b, add, read);
+}
+template <int kN>
+inline void wgmma_tf32(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  wgmma<Tf32, kN, true, true>(d, a, b, add);
 }
 template <class T, int kN, bool kBAlongK>
 inline void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool add) {

@@ -10,19 +10,29 @@ namespace grebe::cuda {
 
 constexpr int kMostMapDims = 5;
 
+// Is this compilation for a device whose warpgroups multiply? Kernels of other targets are empty and
+// never launched. A template, so that what depends on it is not even made.
+template <class Work>
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kWarpgroups = true;
+#else
+constexpr bool kWarpgroups = false;
+#endif
+
 #ifdef __CUDACC__
 inline CUtensorMapDataType map_type(const bf16*) { return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16; }
 inline CUtensorMapDataType map_type(const half*) { return CU_TENSOR_MAP_DATA_TYPE_FLOAT16; }
 inline CUtensorMapDataType map_type(const float*) { return CU_TENSOR_MAP_DATA_TYPE_FLOAT32; }
 
-// The driver's function, found at run time, so that nothing links the driver.
-inline PFN_cuTensorMapEncodeTiled_v12000 find_tensor_map_encoder() {
+// A function of the driver, found at run time, so that nothing links the driver.
+template <class Function>
+Function find_in_driver(const char* name) {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  check("tensor map", cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                       cudaEnableDefault, &found));
+  check("tensor map",
+        cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found));
   if (found != cudaDriverEntryPointSuccess) throw Error("tensor map: the driver is too old");
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
+  return reinterpret_cast<Function>(function);
 }
 #endif
 
@@ -33,7 +43,8 @@ template <class T>
 TensorMap make_tensor_map(const T* data, int ndim, const int64_t* shape, const int64_t* strides,
                           const int* box, bool swizzled = true) {
 #ifdef __CUDACC__
-  static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_tensor_map_encoder();
+  static const auto encode =
+      find_in_driver<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
   cuuint64_t sizes[kMostMapDims], steps[kMostMapDims];
   cuuint32_t boxes[kMostMapDims], ones[kMostMapDims];
   for (int d = 0; d < ndim; ++d) {
@@ -67,6 +78,58 @@ TensorMap make_tensor_map(const T* data, int ndim, const int64_t* shape, const i
                 map.strides[d] < int64_t{1} << 40;
   }
   if (!allowed || map.row_bytes() % 16 || (swizzled && map.row_bytes() > 128))
+    throw Error("tensor map: error 1");
+  return map;
+#endif
+}
+
+// The map of channels-last images for tma_load_pixels: shape and strides in elements of channels,
+// columns, rows, images. A copy takes `channels` of `pixels` places. Filters start at `first` (minus
+// the padding), `step` apart, and the last starts `last` behind the image's last column and row
+// (padding minus the filter's reach). Two numbers are columns, then rows.
+struct ImageWindow {
+  int first[2], last[2], step[2];
+};
+// Do the numbers fit into a map.
+inline bool fits_image_map(const ImageWindow& w, int reach_x, int reach_y) {
+  bool fits = reach_x < 256 && reach_y < 256;
+  for (int d = 0; d < 2; ++d)
+    fits = fits && w.first[d] >= -128 && w.first[d] < 128 && w.last[d] >= -128 && w.last[d] < 128 &&
+           w.step[d] <= 8;
+  return fits;
+}
+template <class T>
+TensorMap make_image_map(const T* data, const int64_t* shape, const int64_t* strides,
+                         const ImageWindow& window, int channels, int pixels) {
+#ifdef __CUDACC__
+  static const auto encode =
+      find_in_driver<PFN_cuTensorMapEncodeIm2col_v12000>("cuTensorMapEncodeIm2col");
+  cuuint64_t sizes[4], steps[3];
+  for (int d = 0; d < 4; ++d) {
+    sizes[d] = static_cast<cuuint64_t>(shape[d]);
+    if (d > 0) steps[d - 1] = static_cast<cuuint64_t>(strides[d]) * sizeof(T);
+  }
+  const cuuint32_t traversal[4] = {1, static_cast<cuuint32_t>(window.step[0]),
+                                   static_cast<cuuint32_t>(window.step[1]), 1};
+  TensorMap map;
+  const CUresult result =
+      encode(&map, map_type(data), 4, const_cast<T*>(data), sizes, steps, window.first, window.last,
+             static_cast<cuuint32_t>(channels), static_cast<cuuint32_t>(pixels), traversal,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) throw Error("tensor map: error " + std::to_string(result));
+  return map;
+#else
+  const int box[4] = {channels, 1, 1, 1};
+  TensorMap map = make_tensor_map(data, 4, shape, strides, box);
+  map.pixels = pixels;
+  for (int d = 0; d < 2; ++d) {
+    map.first[d] = window.first[d];
+    map.last[d] = static_cast<int>(shape[d + 1]) - 1 + window.last[d];
+    map.step[d] = window.step[d];
+    if (map.last[d] < map.first[d]) throw Error("tensor map: error 1");
+  }
+  if (pixels < 1 || pixels > 1024 || !fits_image_map(window, 0, 0))
     throw Error("tensor map: error 1");
   return map;
 #endif

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
 from ..amp import low_precision
-from ..backend import Array
+from ..backend import Array, is_on_cuda
 from ..tensor import Tensor, expect_tensor
 from . import conv_arrays
 from .conv_arrays import Geometry
@@ -207,9 +207,9 @@ def _transposed_geometry(
 
 
 def _batched(input: Tensor, others: list[Tensor | None], spatial: int, run: Any) -> Tensor:
-    """run(input, *others) of a float32 or float64 batch, for any input that passed its checks."""
+    """run(input, *others) of a batch in a dtype that has kernels, for any that passed checks."""
     dtype = input.array.dtype
-    if is_half(dtype):
+    if is_half(dtype) and (spatial == 3 or not is_on_cuda(input.array)):
         wide = [t if t is None else t.to(np.float32) for t in others]
         narrow: Tensor = _batched(input.to(np.float32), wide, spatial, run).to(dtype)
         return narrow

@@ -1,4 +1,5 @@
-"""Cross entropy and negative log likelihood. Kernels: csrc/cpu/softmax.cpp. D2L 4.1.2, 22.11.
+"""Cross entropy and negative log likelihood. Kernels: csrc/cpu/softmax.cpp,
+csrc/cuda/softmax.cu. D2L 4.1.2, 22.11.
 
 The kernels work on logits and labels: no softmax and no one-hot target is ever stored. Composite
 forms, made of differentiable ops, serve `create_graph=True`.
@@ -7,7 +8,7 @@ forms, made of differentiable ops, serve `create_graph=True`.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,15 @@ from ..backend import (
 from ..dtypes import is_floating
 from ..tensor import Tensor, expect_tensor
 from .compare import where
-from .softmax import check_floating, empty_like, is_half, layout, log_softmax, softmax
+from .softmax import (
+    check_floating,
+    empty_like,
+    is_half,
+    layout,
+    log_softmax,
+    needs_float32,
+    softmax,
+)
 
 __all__: list[str] = []  # PyTorch has these names in nn.functional
 
@@ -61,6 +70,11 @@ def _labels(name: str, input: Tensor, target: Tensor) -> Array:
     return contiguous(y.astype(np.int64, copy=False))
 
 
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What losses, their gradients and weights are kept in."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
+
+
 def _class_weight(name: str, weight: Tensor | None, x: Array, classes: int) -> Array | None:
     if weight is None:
         return None
@@ -69,7 +83,7 @@ def _class_weight(name: str, weight: Tensor | None, x: Array, classes: int) -> A
         raise ValueError(
             f"{name}: expected weight of shape [{classes}], one per class, got {list(w.shape)}"
         )
-    return contiguous(w.astype(x.dtype, copy=False))
+    return contiguous(w.astype(_wide(x.dtype), copy=False))
 
 
 def _check_labels(
@@ -150,7 +164,7 @@ class CrossEntropy(Node):
             labels.array,
             weight,
             stats,
-            contiguous(grad.array),
+            contiguous(grad.array.astype(stats.dtype, copy=False)),
             gx,
             *sizes,
             ignored,
@@ -200,7 +214,7 @@ def cross_entropy(
         raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
     if x.ndim == 0:
         raise ValueError(f"{name}: expected input of shape [N, C], [C] or [N, C, d1, ...], got []")
-    if is_half(x.dtype):
+    if needs_float32(x):
         loss = cross_entropy(
             input.to(np.float32),
             target,
@@ -217,8 +231,8 @@ def cross_entropy(
     labels = _labels(name, input, target)
     x, sizes = layout(x, _class_dim(input))
     k = kernels(x)
-    stats = k.empty((2, sizes[0] * sizes[2]), x.dtype)
-    loss_array = k.empty(labels.shape if kind == 0 else (), x.dtype)
+    stats = k.empty((2, sizes[0] * sizes[2]), _wide(x.dtype))
+    loss_array = k.empty(labels.shape if kind == 0 else (), _wide(x.dtype))
     info = k.empty((2,), _FLOAT64)
     k.cross_entropy(
         x, labels, w, stats, loss_array, info, *sizes, ignore_index, label_smoothing, kind
@@ -227,7 +241,7 @@ def cross_entropy(
     saved = target if labels is target.array else wrap(labels)
     return record(
         CrossEntropy,
-        loss_array,
+        loss_array.astype(x.dtype, copy=False),
         (input,),
         (input, saved, w, stats, sizes, ignore_index, label_smoothing, factor),
     )
@@ -458,7 +472,13 @@ class NLLLoss(Node):
         gx = kernels(like).empty(like.shape, like.dtype)
         _, sizes = layout(gx, dim)
         kernels(gx).nll_loss_backward(
-            labels.array, weight, contiguous(grad.array), gx, *sizes, ignored, factor
+            labels.array,
+            weight,
+            contiguous(grad.array.astype(_wide(gx.dtype), copy=False)),
+            gx,
+            *sizes,
+            ignored,
+            factor,
         )
         return wrap(gx)
 
@@ -495,7 +515,7 @@ def nll_loss(
     kind = check_reduction(name, reduction)
     if x.ndim == 0:
         raise ValueError(f"{name}: expected input of shape [N, C], [C] or [N, C, d1, ...], got []")
-    if is_half(x.dtype):
+    if needs_float32(x):
         loss = nll_loss(
             input.to(np.float32), target, weight, ignore_index=ignore_index, reduction=reduction
         )
@@ -505,10 +525,15 @@ def nll_loss(
     w = _class_weight(name, weight, x, x.shape[dim])
     x = contiguous(x)
     _, sizes = layout(x, dim)
-    loss_array = kernels(x).empty(labels.shape if kind == 0 else (), x.dtype)
+    loss_array = kernels(x).empty(labels.shape if kind == 0 else (), _wide(x.dtype))
     info = kernels(x).empty((2,), _FLOAT64)
     kernels(x).nll_loss(x, labels, w, loss_array, info, *sizes, ignore_index, kind)
     factor = _mean_factor(name, info, labels, x.shape[dim], ignore_index)
     saved = target if labels is target.array else wrap(labels)
     template = np.broadcast_to(empty((), x.dtype, x), x.shape)  # shape, dtype and device only
-    return record(NLLLoss, loss_array, (input,), (template, saved, w, dim, ignore_index, factor))
+    return record(
+        NLLLoss,
+        loss_array.astype(x.dtype, copy=False),
+        (input,),
+        (template, saved, w, dim, ignore_index, factor),
+    )

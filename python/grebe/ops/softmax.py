@@ -1,4 +1,5 @@
-"""softmax, log_softmax and logsumexp. Kernels: csrc/cpu/softmax.cpp. D2L sections 4.1 and 4.5.
+"""softmax, log_softmax and logsumexp. Kernels: csrc/cpu/softmax.cpp,
+csrc/cuda/softmax.cu. D2L sections 4.1 and 4.5.
 
 The composite forms, made of differentiable ops, serve `create_graph=True`.
 """
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._cpu import Node, grad_enabled, record, wrap
-from ..backend import Array, contiguous, is_plain, kernels
+from ..backend import Array, contiguous, is_on_cuda, is_plain, kernels
 from ..dtypes import get_default_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
 
@@ -68,8 +69,13 @@ def in_layout_of(x: Array, array: Array) -> Array:
 
 
 def is_half(dtype: np.dtype[Any]) -> bool:
-    """A 16-bit floating dtype, which the kernels here leave to float32?"""
+    """A 16-bit floating dtype?"""
     return dtype.itemsize == 2 and is_floating(dtype)
+
+
+def needs_float32(x: Array) -> bool:
+    """Of a 16-bit dtype, which the CPU's kernels here leave to float32?"""
+    return is_half(x.dtype) and not is_on_cuda(x)
 
 
 def check_floating(name: str, argument: str, x: Array) -> None:
@@ -118,7 +124,7 @@ def _softmax(name: str, input: Tensor, dim: int, dtype: Any, logarithm: bool) ->
         return _softmax(name, input.to(dtype), dim, None, logarithm)
     check_floating(name, "input", x)
     dim = check_dim(name, dim, x.ndim)
-    if is_half(x.dtype):
+    if needs_float32(x):
         return _softmax(name, input.to(np.float32), dim, None, logarithm).to(x.dtype)
     x, sizes = layout(x, dim)
     y = empty_like(x)
@@ -209,7 +215,7 @@ def logsumexp(input: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) 
     x = expect_tensor("logsumexp", "input", input)
     if not is_floating(x.dtype):
         return logsumexp(input.to(get_default_dtype()), dim, keepdim)
-    if is_half(x.dtype):
+    if needs_float32(x):
         return logsumexp(input.to(np.float32), dim, keepdim).to(x.dtype)
     if not isinstance(dim, int):
         return _logsumexp_dims(input, tuple(dim), keepdim)
