@@ -69,6 +69,10 @@ struct Adam {
         decay(static_cast<T>(o.decay)),
         scale(static_cast<T>(1 / o.correction2)),
         amsgrad(o.amsgrad) {}
+  FORMULA void correct(double step, double correction2) {
+    step_size = static_cast<T>(step);
+    scale = static_cast<T>(1 / correction2);
+  }
   FORMULA void operator()(V* v) const {
     const V g = gradient(v);
     V &m = v[kState1], &s = v[kState2], &largest = v[kState3];

@@ -248,6 +248,58 @@ def test_graph_of_a_training_step() -> None:
         assert a.tolist() == b.tolist()
 
 
+@pytest.mark.parametrize("rule", [grebe.optim.Adam, grebe.optim.AdamW])
+def test_graph_with_adam(rule: Any) -> None:
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(shape).astype(np.float32) for shape in ((5, 3), (7,))]
+    pulls = [[rng.standard_normal(a.shape).astype(np.float32) for a in start] for _ in range(5)]
+
+    def run(capturable: bool) -> tuple[list[Any], Any]:
+        leaves = [grebe.tensor(a, device="cuda", requires_grad=True) for a in start]
+        grads = [grebe.zeros_like(t) for t in leaves]
+        optimizer = rule(leaves, lr=0.1, amsgrad=True, capturable=capturable)
+        graph = grebe.cuda.CUDAGraph()
+        for i, pull in enumerate(pulls):
+            for t, g, new in zip(leaves, grads, pull, strict=True):
+                g.copy_(grebe.tensor(new))
+                t.grad = g
+            if i < 2 or not capturable:
+                optimizer.step()
+                continue
+            if i == 2:
+                with grebe.cuda.graph(graph):
+                    optimizer.step()
+            graph.replay()
+        return [t.tolist() for t in leaves], optimizer
+
+    (wanted, plain), (got, captured) = run(False), run(True)
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], wanted[1], rtol=1e-6)
+    state = captured.state_dict()["state"][0]
+    assert int(state["step"]) == 5 == plain.state_dict()["state"][0]["step"]
+    # A checkpoint of either goes into the other.
+    plain.load_state_dict(captured.state_dict())
+    assert plain.state_dict()["state"][0]["step"] == 5
+    captured.load_state_dict(plain.state_dict())
+    captured.step()
+    assert int(captured.state_dict()["state"][1]["step"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [(grebe.optim.SGD, {"momentum": 0.9}), (grebe.optim.Adam, {"capturable": True})],
+)
+def test_graph_of_a_first_step(rule: Any, options: dict[str, Any]) -> None:
+    x = grebe.ones(4, device="cuda", requires_grad=True)
+    optimizer = rule([x], lr=0.1, **options)
+    x.sum().backward()
+    with (
+        pytest.raises(RuntimeError, match="make a step before capturing"),
+        grebe.cuda.graph(grebe.cuda.CUDAGraph()),
+    ):
+        optimizer.step()
+
+
 def test_graph_refuses_what_a_replay_can_not_do() -> None:
     x = grebe.ones(4, device="cuda", requires_grad=True)
     adam = grebe.optim.Adam([x])

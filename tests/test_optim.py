@@ -108,6 +108,7 @@ CASES: list[tuple[type[optim.Optimizer], Rule, State]] = [
     (optim.Adam, adam, {"lr": 0.1}),
     (optim.Adam, adam, {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1}),
     (optim.Adam, adam, {"lr": 0.1, "amsgrad": True}),
+    (optim.Adam, adam, {"lr": 0.1, "capturable": True}),
     (optim.AdamW, adamw, {"lr": 0.1}),
     (optim.AdamW, adamw, {"lr": 0.1, "weight_decay": 0.3, "amsgrad": True}),
     (optim.Adagrad, adagrad, {"lr": 0.1}),

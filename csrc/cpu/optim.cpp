@@ -139,10 +139,15 @@ void sgd_step(Views params, Views grads, Views momentum_buffers, double lr, doub
             SgdOptions{lr, momentum, dampening, weight_decay, nesterov, maximize, first});
 }
 
-// decay: factor on the parameter (decoupled weight decay). correction2: sqrt(1 - beta2^t).
+// decay: factor on the parameter (decoupled weight decay). correction2: sqrt(1 - beta2^t). With
+// `corrections` [2] step_size and correction2 stand there.
 void adam_step(Views params, Views grads, Views exp_avgs, Views exp_avg_sqs, Views max_exp_avg_sqs,
-               double step_size, double beta1, double beta2, double eps, double weight_decay,
-               double decay, double correction2, bool maximize) {
+               OptIn corrections, double step_size, double beta1, double beta2, double eps,
+               double weight_decay, double decay, double correction2, bool maximize) {
+  if (corrections.data) {
+    step_size = data<double>(corrections)[0];
+    correction2 = data<double>(corrections)[1];
+  }
   step<Adam>({params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs},
              AdamOptions{step_size, beta1, beta2, eps, weight_decay, decay, correction2,
                          max_exp_avg_sqs.size > 0, maximize});

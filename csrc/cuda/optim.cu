@@ -47,8 +47,17 @@ DEVICE void for_each_element(const Tensors& t, F f) {
   for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) f(tensor, i);
 }
 
+template <class Rule>
+constexpr bool kCorrected = false;
+template <class T>
+constexpr bool kCorrected<Adam<T>> = true;
+
+// corrections: what the rule depends on that the device alone knows, or nullptr.
 template <class T, class Rule>
-__global__ void __launch_bounds__(kThreads) update(Tensors t, Rule rule) {
+__global__ void __launch_bounds__(kThreads)
+    update(Tensors t, Rule rule, const double* corrections) {
+  if constexpr (kCorrected<Rule>)
+    if (corrections) rule.correct(corrections[0], corrections[1]);
   for_each_element<T>(t, [&](int tensor, int64_t i) {
     T v[kStreams];
 #pragma unroll
@@ -135,15 +144,17 @@ void for_each_launch(const Views (&lists)[kStreams], DType dtype, const F& f) {
 }
 
 template <template <class> class Rule, class Options>
-void step(const char* name, const Views (&lists)[kStreams], const Options& o) {
+void step(const char* name, const Views (&lists)[kStreams], const Options& o,
+          const double* corrections = nullptr) {
   const Rule<float> single(o);
   for_each_launch(lists, DType::kFloat32, [&](const Tensors& t, int64_t chunks) {
-    launch(name, update<float, Rule<float>>, static_cast<unsigned>(chunks), kThreads, 0, t, single);
+    launch(name, update<float, Rule<float>>, static_cast<unsigned>(chunks), kThreads, 0, t, single,
+           corrections);
   });
   const Rule<double> twice(o);
   for_each_launch(lists, DType::kFloat64, [&](const Tensors& t, int64_t chunks) {
     launch(name, update<double, Rule<double>>, static_cast<unsigned>(chunks), kThreads, 0, t,
-           twice);
+           twice, corrections);
   });
 }
 
@@ -167,11 +178,12 @@ void sgd_step(Views params, Views grads, Views momentum_buffers, double lr, doub
 }
 
 void adam_step(Views params, Views grads, Views exp_avgs, Views exp_avg_sqs, Views max_exp_avg_sqs,
-               double step_size, double beta1, double beta2, double eps, double weight_decay,
-               double decay, double correction2, bool maximize) {
+               OptIn corrections, double step_size, double beta1, double beta2, double eps,
+               double weight_decay, double decay, double correction2, bool maximize) {
   step<Adam>("Adam", {params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs},
              AdamOptions{step_size, beta1, beta2, eps, weight_decay, decay, correction2,
-                         max_exp_avg_sqs.size > 0, maximize});
+                         max_exp_avg_sqs.size > 0, maximize},
+             data<const double>(corrections));
 }
 
 void adagrad_step(Views params, Views grads, Views sums, double lr, double weight_decay, double eps,

@@ -84,7 +84,7 @@ class Batch:
             arrays.append(array)
         return arrays
 
-    def count(self, step: int) -> None:
+    def count(self, step: Any) -> None:
         """Notes that the parameters get their update number `step`."""
         for state in self.states:
             state["step"] = step

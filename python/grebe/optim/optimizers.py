@@ -8,7 +8,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..backend import is_capturing
+import numpy as np
+
+from .._cpu import wrap
+from ..autograd import no_grad
+from ..backend import Array, is_capturing, like
+from ..ops.shape import stack
+from ..tensor import Tensor
 from .optimizer import Batch, Optimizer, ParamsT, check_at_least_zero
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
@@ -16,16 +22,33 @@ __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
 def _next_step(state: dict[str, Any]) -> int:
     """Number of the coming update; parameters at the same number share their bias corrections."""
-    step: int = state.get("step", 0) + 1
-    return step
+    return int(state.get("step", 0)) + 1
+
+
+def _shared_step(state: dict[str, Any]) -> Any:
+    """Parameters whose number of updates is one tensor, or is no tensor yet and the same."""
+    step = state.get("step", 0)
+    return (id(step),) if isinstance(step, Tensor) else step
+
+
+def _step_tensor(name: str, batch: Batch) -> Tensor:
+    """The number of updates on the device, which `batch` shares."""
+    step = batch.states[0].get("step", 0)
+    if isinstance(step, Tensor):
+        return step
+    if is_capturing():
+        raise RuntimeError(f"{name}: make a step before capturing one, so that its state exists")
+    made = wrap(like(np.array(step, np.float32), batch.params[0]))
+    batch.count(made)
+    return made
 
 
 def _check_capture(name: str) -> None:
     """For rules whose steps depend on their number."""
     if is_capturing():
         raise RuntimeError(
-            f"{name}: a captured step would have the same size in every replay; capture "
-            "forward and backward only, or use SGD, RMSprop or Adadelta"
+            f"{name}: a captured step would have the same size in every replay; use Adam or AdamW "
+            "with capturable=True, SGD, RMSprop or Adadelta, or capture forward and backward only"
         )
 
 
@@ -88,6 +111,10 @@ class SGD(Optimizer):
     def _update(self, group: dict[str, Any]) -> None:
         momentum = group["momentum"]
         for first, batch in self.batches(group, lambda s: s.get("momentum_buffer") is None):
+            if first and momentum and is_capturing():
+                raise RuntimeError(
+                    "SGD: make a step before capturing one, so that its momentum exists"
+                )
             buffers = batch.state("momentum_buffer") if momentum else []
             batch.kernels.sgd_step(
                 batch.params,
@@ -119,6 +146,8 @@ class Adam(Optimizer):
         weight_decay: L2 penalty, part of the gradient.
         amsgrad: divide by the largest second moment so far (Reddi et al., 2018).
         maximize: ascend instead of descend.
+        capturable: count the steps in a tensor beside the parameters, so that a CUDA graph may
+            contain the step; `lr` stays as it was when captured.
         decoupled_weight_decay: shrink parameters directly, as AdamW does.
 
     Raises:
@@ -136,6 +165,7 @@ class Adam(Optimizer):
         *,
         foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
     ) -> None:
@@ -154,18 +184,30 @@ class Adam(Optimizer):
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,
                 "maximize": maximize,
+                "capturable": capturable,
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
         )
 
     def _update(self, group: dict[str, Any]) -> None:
-        _check_capture(type(self).__name__)
-        for step, batch in self.batches(group, _next_step):
-            batch.count(step)
-            self._update_batch(group, step, batch)
-            batch.written()
+        name, lr, (beta1, beta2) = type(self).__name__, group["lr"], group["betas"]
+        if group.get("capturable"):
+            for _, batch in self.batches(group, _shared_step):
+                with no_grad():
+                    t = _step_tensor(name, batch).add_(1).double()
+                    corrections = stack([lr / (1 - beta1**t), (1 - beta2**t).sqrt()])
+                self._update_batch(group, batch, corrections.array, 0.0, 1.0)
+            return
+        _check_capture(name)
+        for count, batch in self.batches(group, _next_step):
+            batch.count(count)
+            step_size, correction2 = lr / (1 - beta1**count), math.sqrt(1 - beta2**count)
+            self._update_batch(group, batch, None, step_size, correction2)
 
-    def _update_batch(self, group: dict[str, Any], step: int, batch: Batch) -> None:
+    def _update_batch(
+        self, group: dict[str, Any], batch: Batch, corrections: Array | None, step_size: float,
+        correction2: float,
+    ) -> None:  # fmt: skip
         lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
         decoupled = group["decoupled_weight_decay"]
         batch.kernels.adam_step(
@@ -174,15 +216,17 @@ class Adam(Optimizer):
             batch.state("exp_avg"),
             batch.state("exp_avg_sq"),
             batch.state("max_exp_avg_sq") if group["amsgrad"] else [],
-            lr / (1 - beta1**step),
+            corrections,
+            step_size,
             beta1,
             beta2,
             group["eps"],
             0.0 if decoupled else decay,
             1 - lr * decay if decoupled else 1.0,
-            math.sqrt(1 - beta2**step),
+            correction2,
             group["maximize"],
         )
+        batch.written()
 
 
 class AdamW(Adam):
@@ -202,6 +246,7 @@ class AdamW(Adam):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
         fused: bool | None = None,
     ) -> None:
         super().__init__(
@@ -213,6 +258,7 @@ class AdamW(Adam):
             amsgrad,
             foreach=foreach,
             maximize=maximize,
+            capturable=capturable,
             fused=fused,
             decoupled_weight_decay=True,
         )
