@@ -200,7 +200,8 @@ def test_default_device() -> None:
 # ---- graphs ----
 
 
-def test_graph_of_a_training_step() -> None:
+@pytest.mark.parametrize("clip", [0.5, 1e9])
+def test_graph_of_a_training_step(clip: float) -> None:
     def make() -> tuple[nn.Module, grebe.optim.Optimizer]:
         grebe.manual_seed(0)
         net = nn.Sequential(
@@ -213,6 +214,7 @@ def test_graph_of_a_training_step() -> None:
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(net(x), y)
         loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
         return loss
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ._cpu import wrap
 from .autograd import no_grad
-from .backend import Array
+from .backend import Array, like, on_host
 from .dtypes import get_default_dtype, is_floating
 from .nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid, one_hot
 from .ops.compare import where
@@ -47,7 +47,9 @@ Shape = Sequence[int]
 
 def _parameters(*values: Any) -> tuple[Tensor, ...]:
     """The values as floating tensors of one shape."""
-    tensors = [v if isinstance(v, Tensor) else as_tensor(v) for v in values]
+    given = [v for v in values if isinstance(v, Tensor)]
+    device = next((v.device for v in given if v.is_cuda), None)
+    tensors = [v if isinstance(v, Tensor) else as_tensor(v, device=device) for v in values]
     floats = [t if is_floating(t.dtype) else t.to(get_default_dtype()) for t in tensors]
     result: tuple[Tensor, ...] = tuple(broadcast_tensors(*floats))
     return result
@@ -64,10 +66,15 @@ _CONSTRAINTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _draw(shape: Shape, like: Tensor, sampler: Callable[[np.random.Generator], Array]) -> Tensor:
-    """`shape` numbers of a NumPy sampler on a stream of the default generator."""
+def _draw(shape: Shape, sampler: Callable[..., Array], *parameters: Tensor) -> Tensor:
+    """`shape` numbers of sampler(NumPy's generator, arrays of the parameters) on the CPU.
+
+    The generator is on a stream of the default one. Dtype and device are the last parameter's.
+    """
     rng = numpy_generator(default_generator, math.prod(shape))
-    return wrap(np.asarray(sampler(rng)).astype(like.dtype))
+    values = sampler(rng, *(on_host(p.array) for p in parameters))
+    last = parameters[-1].array
+    return wrap(like(np.asarray(values).astype(last.dtype), last))
 
 
 class Distribution:
@@ -172,7 +179,7 @@ class Normal(Distribution):
     variance = property(lambda self: self.scale**2)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        noise = randn(*self._shape(sample_shape), dtype=self.loc.dtype)
+        noise = randn(*self._shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + noise * self.scale
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -224,7 +231,7 @@ class Laplace(Distribution):
     variance = property(lambda self: 2 * self.scale**2)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        u = rand(*self._shape(sample_shape), dtype=self.loc.dtype) - 0.5
+        u = rand(*self._shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device) - 0.5
         return self.loc - self.scale * u.sign() * log1p(-2 * clamp(u.abs(), max=0.49999997))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -255,7 +262,7 @@ class Uniform(Distribution):
     variance = property(lambda self: (self.high - self.low) ** 2 / 12)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        u = rand(*self._shape(sample_shape), dtype=self.low.dtype)
+        u = rand(*self._shape(sample_shape), dtype=self.low.dtype, device=self.low.device)
         return self.low + u * (self.high - self.low)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -285,7 +292,7 @@ class Exponential(Distribution):
     variance = property(lambda self: self.rate**-2)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        u = rand(*self._shape(sample_shape), dtype=self.rate.dtype)
+        u = rand(*self._shape(sample_shape), dtype=self.rate.dtype, device=self.rate.device)
         return -log1p(-u) / self.rate
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -314,8 +321,11 @@ class Gamma(Distribution):
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         shape = self._shape(sample_shape)
-        a, rate = self.concentration, self.rate.array
-        return _draw(shape, a, lambda rng: rng.standard_gamma(a.array, shape) / rate)
+
+        def draw(rng: np.random.Generator, rate: Array, a: Array) -> Array:
+            return np.asarray(rng.standard_gamma(a, shape) / rate)
+
+        return _draw(shape, draw, self.rate, self.concentration)
 
     def log_prob(self, value: Tensor) -> Tensor:
         a, x = self.concentration, self._value(value, "not negative")
@@ -349,14 +359,13 @@ class Dirichlet(Distribution):
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         shape = self._shape(sample_shape)
-        a = self.concentration
 
-        def draw(rng: np.random.Generator) -> Array:
-            x = rng.standard_gamma(a.array, shape)
+        def draw(rng: np.random.Generator, a: Array) -> Array:
+            x = rng.standard_gamma(a, shape)
             x = np.maximum(x, np.finfo(np.float64).tiny)
             return np.asarray(x / x.sum(-1, keepdims=True))
 
-        return _draw(shape, a, draw)
+        return _draw(shape, draw, self.concentration)
 
     def log_prob(self, value: Tensor) -> Tensor:
         a, x = self.concentration, self._value(value, "a probability")
@@ -391,8 +400,8 @@ class Beta(Distribution):
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         shape = self._shape(sample_shape)
-        a, b = self.concentration1, self.concentration0
-        return _draw(shape, a, lambda rng: rng.beta(a.array, b.array, shape))
+        parameters = self.concentration1, self.concentration0
+        return _draw(shape, lambda rng, a, b: rng.beta(a, b, shape), *parameters)
 
     def _log_beta(self) -> Tensor:
         a, b = self.concentration1, self.concentration0
@@ -491,8 +500,12 @@ class Geometric(_OfChance):
     variance = property(lambda self: (1 / self.probs - 1) / self.probs)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        shape, p = self._shape(sample_shape), self.probs
-        return _draw(shape, p, lambda rng: rng.geometric(p.array.astype(np.float64), shape) - 1)
+        shape = self._shape(sample_shape)
+
+        def draw(rng: np.random.Generator, p: Array) -> Array:
+            return np.asarray(rng.geometric(p.astype(np.float64), shape) - 1)
+
+        return _draw(shape, draw, self.probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
         x = self._value(value, "a whole number >= 0")
@@ -519,9 +532,12 @@ class Binomial(_OfChance):
     variance = property(lambda self: self.mean * (1 - self.probs))
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        shape, p = self._shape(sample_shape), self.probs.array.astype(np.float64)
-        n = self.total_count.array.astype(np.int64)
-        return _draw(shape, self.probs, lambda rng: rng.binomial(n, p, shape))
+        shape = self._shape(sample_shape)
+
+        def draw(rng: np.random.Generator, n: Array, p: Array) -> Array:
+            return np.asarray(rng.binomial(n.astype(np.int64), p.astype(np.float64), shape))
+
+        return _draw(shape, draw, self.total_count, self.probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
         x, n = self._value(value, "a whole number >= 0"), self.total_count
@@ -626,11 +642,13 @@ class Multinomial(_OfCategories):
     variance = property(lambda self: self.total_count * self.probs * (1 - self.probs))
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        shape, p = self._shape(sample_shape), self.probs.array.astype(np.float64)
-        p = p / p.sum(-1, keepdims=True)
-        return _draw(
-            shape, self.probs, lambda rng: rng.multinomial(self.total_count, p, shape[:-1])
-        )
+        shape = self._shape(sample_shape)
+
+        def draw(rng: np.random.Generator, p: Array) -> Array:
+            p = p.astype(np.float64)
+            return rng.multinomial(self.total_count, p / p.sum(-1, keepdims=True), shape[:-1])
+
+        return _draw(shape, draw, self.probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
         x = self._value(value, "a whole number >= 0")

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from ._cpu import wrap
-from .tensor import Tensor
+from .tensor import Tensor, check_device
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -212,14 +212,22 @@ def save(obj: Any, path: Path) -> None:
     save_file(tensors, path, {_TREE: json.dumps(tree, separators=(",", ":"))})
 
 
-def load(path: Path) -> Any:
+def load(path: Path, map_location: Any = None) -> Any:
     """Read what `save` wrote; of another safetensors file, the dict of its tensors.
+
+    Args:
+        path: the file.
+        map_location: the device of the tensors; files don't say where theirs were, so by default
+            it is the CPU.
 
     Raises:
         FileNotFoundError, OSError: the file cannot be read.
         ValueError: it is no valid file; the message names it and what is wrong.
     """
+    device = check_device("load", "cpu" if map_location is None else map_location)
     tensors, metadata = _read(path)
+    if device != "cpu":
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     if _TREE not in metadata:
         return tensors
     try:

@@ -458,7 +458,8 @@ class Tensor(TensorBase):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._node is not None:
             raise RuntimeError("pickle: only leaf tensors can be pickled; use detach()")
-        return _rebuild, (type(self), on_host(self.array), self._requires_grad)
+        device = "cuda" if is_on_cuda(self.array) else "cpu"
+        return _rebuild, (type(self), on_host(self.array), self._requires_grad, device)
 
 
 def _same_kind(like: Tensor, tensor: Tensor) -> Tensor:
@@ -470,9 +471,9 @@ def _same_kind(like: Tensor, tensor: Tensor) -> Tensor:
     return result
 
 
-def _rebuild(kind: type[Tensor], array: Array, requires_grad: bool) -> Tensor:
+def _rebuild(kind: type[Tensor], array: Array, requires_grad: bool, device: str = "cpu") -> Tensor:
     tensor: Tensor = TensorBase.__new__(kind)
-    tensor.array = array
+    tensor.array = place(array, device)
     tensor._requires_grad = requires_grad
     return tensor
 

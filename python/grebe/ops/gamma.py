@@ -12,6 +12,7 @@ from ..backend import Array
 from ..dtypes import get_default_dtype, is_floating
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import mul
+from .shape import through_host
 
 __all__ = ["digamma", "lgamma", "polygamma"]
 
@@ -77,6 +78,7 @@ class Gamma(Node):
         return mul(grad, _of_order(x, order + 1))
 
 
+@through_host
 def _of_order(input: Tensor, order: int) -> Tensor:
     x = input.array
     with np.errstate(all="ignore"):

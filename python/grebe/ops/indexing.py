@@ -61,7 +61,7 @@ def _item(index: Any) -> Any:
     )
 
 
-def _normal(index: Any) -> tuple[tuple[Any, ...], bool]:
+def _normal(x: Array, index: Any) -> tuple[tuple[Any, ...], bool]:
     """The index as a tuple of NumPy's parts, and whether it is basic (gives a view)."""
     if isinstance(index, list) and any(
         isinstance(i, (slice, type(None), type(...))) for i in index
@@ -69,6 +69,8 @@ def _normal(index: Any) -> tuple[tuple[Any, ...], bool]:
         index = tuple(index)
     parts = tuple(_item(i) for i in index) if isinstance(index, tuple) else (_item(index),)
     basic = not any(isinstance(p, (bool, np.bool_)) or is_array(p) for p in parts)
+    if not basic and is_on_cuda(x):
+        parts = tuple(like(p, x) if isinstance(p, np.ndarray) else p for p in parts)
     return parts, basic
 
 
@@ -164,7 +166,7 @@ def _add_on_cuda(target: Array, index: tuple[Any, ...], values: Array) -> None:
 
 
 def _getitem(self: Tensor, index: Any) -> Tensor:
-    parts, basic = _normal(index)
+    parts, basic = _normal(self.array, index)
     if not basic:
         return _take(self, parts)
     try:
@@ -224,7 +226,7 @@ def _as_value(self: Tensor, value: Any) -> Tensor:
 
 
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
-    parts, _ = _normal(index)
+    parts, _ = _normal(self.array, index)
     source = _as_value(self, value)
     check_writable("index", self)
     if grad_enabled() and (self._requires_grad or source._requires_grad):
@@ -255,7 +257,7 @@ def index_put(
 ) -> Tensor:
     """A copy with ``copy[indices] = values``, or += with accumulate."""
     expect_tensor("index_put", "input", input)
-    parts, _ = _normal(tuple(indices))
+    parts, _ = _normal(input.array, tuple(indices))
     value = _as_value(input, values)
     if not accumulate:
         return _set(input, parts, value)

@@ -3,7 +3,8 @@
 Every derivative is a formula of differentiable ops on the factors (Giles 2008, "Collected matrix
 derivative results"; Walter and Lehmann 2012 for QR; Townsend 2016 for SVD), so that all of them can
 be differentiated again. A matrix argument may have leading batch dimensions: [..., m, n]. All take
-float32 or float64. D2L sections 2.3.11 and 22.2.
+float32 or float64. Matrices on a GPU are factorised on the CPU: their factors, small beside what is
+made of them there, go back. D2L sections 2.3.11 and 22.2.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..amp import full_precision
 from ..autograd import record_many
 from ..backend import Array
+from ..backend import like as like_array
 from ..dtypes import as_dtype, is_floating
 from ..tensor import Tensor, expect_float, expect_tensor, method
 from .compare import eq, where
@@ -38,6 +40,7 @@ from .shape import (
     narrow,
     reshape,
     select,
+    through_host,
     transpose,
     unsqueeze,
 )
@@ -92,7 +95,7 @@ def _t(x: Tensor) -> Tensor:
 
 
 def _constant(value: Any, like: Tensor) -> Tensor:
-    result: Tensor = wrap(np.asarray(value, like.array.dtype))
+    result: Tensor = wrap(like_array(np.asarray(value, like.array.dtype), like.array))
     return result
 
 
@@ -141,6 +144,7 @@ class Inv(Node):
 
 
 @full_precision
+@through_host
 def inv(A: Tensor) -> Tensor:
     """The inverse of a square matrix [..., n, n]. LinAlgError if it is singular."""
     x = _square("inv", "A", A)
@@ -171,6 +175,7 @@ def _cofactors(x: Tensor, determinant: Tensor) -> Tensor:
 
 
 @method
+@through_host
 def det(A: Tensor) -> Tensor:
     """The determinant of a square matrix [..., n, n]; shape [...]."""
     x = _square("det", "A", A)
@@ -197,6 +202,7 @@ class SLogDetNode(Node):
 
 
 @method
+@through_host
 def slogdet(A: Tensor) -> SLogDet:
     """Sign and logarithm of the absolute determinant: (sign, logabsdet), each [...]."""
     x = _square("slogdet", "A", A)
@@ -206,6 +212,7 @@ def slogdet(A: Tensor) -> SLogDet:
 
 
 @method
+@through_host
 def logdet(input: Tensor) -> Tensor:
     """log(det(input)); NaN where the determinant is negative."""
     orientation, logabsdet = slogdet(input)
@@ -240,6 +247,7 @@ def _check_pair(name: str, a: Array, b: Array) -> None:
 
 
 @full_precision
+@through_host
 def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     """X with A X = B (left=False: X A = B). A: [..., n, n]; B: [..., n, k], or vectors [..., n].
 
@@ -270,6 +278,7 @@ def _broadcastable(*shapes: tuple[int, ...]) -> bool:
     return True
 
 
+@through_host
 def solve_triangular(
     A: Tensor, B: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> Tensor:
@@ -299,6 +308,7 @@ class Cholesky(Node):
 
 @method
 @full_precision
+@through_host
 def cholesky(A: Tensor, *, upper: bool = False) -> Tensor:
     """Lower triangular L with A = L L^T (upper=True: L^T). Reads the lower triangle of A only.
 
@@ -347,6 +357,7 @@ def _qr_gradient(q: Tensor, r: Tensor, grad_q: Tensor, grad_r: Tensor) -> Tensor
 
 @method
 @full_precision
+@through_host
 def qr(A: Tensor, mode: str = "reduced") -> QR:
     """Orthonormal columns Q and upper triangular R with A = Q R: (Q, R).
 
@@ -434,6 +445,7 @@ def _svd_gradient(
 
 
 @full_precision
+@through_host
 def linalg_svd(A: Tensor, full_matrices: bool = True) -> SVD:
     """Singular value decomposition A = U diag(S) Vh: (U, S, Vh), S descending.
 
@@ -495,6 +507,7 @@ def _diagonal_or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
 
 
 @full_precision
+@through_host
 def eigh(A: Tensor, UPLO: str = "L") -> Eigen:
     """Eigenvalues (ascending) and eigenvectors of a symmetric matrix: (eigenvalues, eigenvectors).
 
@@ -534,6 +547,7 @@ class EigNode(Node):
 
 
 @full_precision
+@through_host
 def eig(A: Tensor) -> Eigen:
     """Eigenvalues and unit eigenvectors of a square matrix whose eigenvalues are real.
 
@@ -598,6 +612,7 @@ def _tolerance(name: str, x: Array, s: Array, atol: Any, rtol: Any) -> Array:
     return np.asarray(np.maximum(0 if absolute is None else absolute, relative * largest))
 
 
+@through_host
 def pinv(A: Tensor, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Tensor:
     """The pseudo-inverse [..., n, m] of a matrix [..., m, n].
 
@@ -620,6 +635,7 @@ def pinverse(input: Tensor, rcond: float = 1e-15) -> Tensor:
 
 
 @full_precision
+@through_host
 def matrix_rank(
     A: Tensor, *, tol: Any = None, atol: Any = None, rtol: Any = None, hermitian: bool = False
 ) -> Tensor:
@@ -642,6 +658,7 @@ class LeastSquares(NamedTuple):
 
 
 @full_precision
+@through_host
 def lstsq(A: Tensor, B: Tensor, rcond: Any = None, *, driver: str | None = None) -> LeastSquares:
     """X that minimises |A X - B|: (solution, residuals, rank, singular_values).
 
@@ -678,7 +695,7 @@ def matrix_power(A: Tensor, n: int) -> Tensor:
     x = _square("matrix_power", "A", A)
     exponent = operator.index(n)
     if exponent == 0:
-        return wrap(np.broadcast_to(np.eye(x.shape[-1], dtype=x.dtype), x.shape).copy())
+        return _constant(np.broadcast_to(np.eye(x.shape[-1]), x.shape).copy(), A)
     base, result = inv(A) if exponent < 0 else A, None
     exponent = -exponent if exponent < 0 else exponent
     while exponent:
@@ -932,7 +949,7 @@ def linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
         raise RuntimeError(
             f"cross: expected size 3 in dimension {dim}, got {list(a.shape)} and {list(b.shape)}"
         )
-    after, before = wrap(np.array([1, 2, 0])), wrap(np.array([2, 0, 1]))
+    after, before = (wrap(like_array(np.array(i), a)) for i in ([1, 2, 0], [2, 0, 1]))
     return sub(
         mul(index_select(input, at, after), index_select(other, at, before)),
         mul(index_select(input, at, before), index_select(other, at, after)),

@@ -24,6 +24,7 @@ from ..dtypes import as_dtype, get_default_dtype, is_floating, result_dtype
 from ..tensor import Tensor, assign, check_device, check_writable, expect_tensor, method
 from ..tensor import device as device_type
 from .creation import finish, sizes
+from .shape import through_host
 
 __all__ = [
     "Generator", "bernoulli", "default_generator", "get_rng_state", "initial_seed", "manual_seed",
@@ -344,6 +345,7 @@ def randperm(
     return finish(rng.permutation(count).astype(wanted, copy=False), requires_grad, where)
 
 
+@through_host
 def normal(
     mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None,
     dtype: Any = None, device: Any = None, requires_grad: bool = False,
@@ -465,6 +467,7 @@ def bernoulli(
 
 
 @method
+@through_host
 def multinomial(
     input: Tensor, num_samples: int, replacement: bool = False, *,
     generator: Generator | None = None,
@@ -523,6 +526,7 @@ def _without_replacement(weights: Array, count: int, generator: Generator) -> Ar
     return np.argsort(times, axis=1, kind="stable")[:, :count]
 
 
+@through_host
 def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
     """Poisson numbers with the rates `input` (elementwise, not negative), in its dtype."""
     x = expect_tensor("poisson", "input", input)
@@ -554,7 +558,7 @@ def _overwrite_by_numpy(name: str, tensor: Tensor, generator: Any, draw: Any) ->
 
     def fill(array: Array) -> None:
         values = draw(numpy_generator(source, array.size), array.shape)
-        np.copyto(array, values, casting="unsafe")
+        np.copyto(array, like(values, array), casting="unsafe")
 
     return _overwrite(name, tensor, fill)
 

@@ -6,10 +6,11 @@ either changes the history of both. D2L sections 2.1 and 2.3.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +38,8 @@ from ..tensor import (
 from ..tensor import (
     device as device_type,
 )
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "broadcast_to", "cat", "chunk",
@@ -379,7 +382,7 @@ def repeat_interleave(
             f"repeat_interleave: got {counts.size} repeats for {x.shape[at]} elements"
         )
     index = np.repeat(np.arange(x.shape[at]), counts.ravel() if counts.size > 1 else int(counts))
-    return input.index_select(at, wrap(index))
+    return input.index_select(at, wrap(place(index, "cuda" if is_on_cuda(x) else "cpu")))
 
 
 # ---- joining ----
@@ -888,6 +891,36 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
 def cpu(self: Tensor) -> Tensor:
     """The tensor on the CPU; itself if it is there."""
     return to(self, "cpu")
+
+
+def through_host(function: F) -> F:
+    """Decorator of what has no kernels on a GPU: its tensors come to the CPU, results go back.
+
+    So do gradients. RuntimeError for tensors of both devices.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, TensorBase)]
+        on_cuda = [is_on_cuda(t.array) for t in tensors]
+        if not any(on_cuda):
+            return function(*args, **kwargs)
+        if not all(on_cuda):
+            raise RuntimeError(
+                f"{function.__name__}: expected all tensors on the same device, got cuda:0 and cpu"
+            )
+
+        def moved(value: Any, device: str) -> Any:
+            return to(value, device) if isinstance(value, Tensor) else value
+
+        here = [moved(a, "cpu") for a in args]
+        result = function(*here, **{name: moved(a, "cpu") for name, a in kwargs.items()})
+        if not isinstance(result, tuple):
+            return moved(result, "cuda")
+        parts = [moved(r, "cuda") for r in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+
+    return run  # type: ignore[return-value]
 
 
 @method

@@ -1,8 +1,8 @@
 """Sorting, selecting, searching, counting, and running sums along a dimension.
 
-NumPy does the work, but for the top few (csrc/cpu/sort.cpp); NaN counts as the largest number, as
-in PyTorch. What sorts or selects is differentiable through the positions that it found, the running
-operations through each other.
+NumPy or CuPy does the work, but for the top few (csrc/cpu/sort.cpp, csrc/cuda/sort.cu); what CuPy
+lacks goes by way of the CPU. NaN counts as the largest number, as in PyTorch. What sorts or selects
+is differentiable through the positions that it found, the running operations through each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..tensor import Tensor, expect_tensor, method
 from .compare import logical_xor, where
 from .elementwise import add, exp, mul, scalar_like, sub
 from .indexing import gather
-from .shape import cat, dimension, flip, narrow, reshape, unsqueeze
+from .shape import cat, dimension, flip, narrow, reshape, through_host, unsqueeze
 
 __all__ = [
     "argsort", "bincount", "bucketize", "cummax", "cummin", "cumprod", "cumsum", "diff", "histc",
@@ -116,7 +116,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     if x.ndim == 0:
         return _of_scalar(input)
     index = _order(x, at, descending)
-    return Selected(_pick(input, index, at), wrap(np.ascontiguousarray(index)))
+    return Selected(_pick(input, index, at), wrap(contiguous(index)))
 
 
 @method
@@ -126,7 +126,7 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     at = dimension("argsort", dim, x.ndim)
     if x.ndim == 0:
         return wrap(xp(input.array).zeros((), np.int64))
-    return wrap(np.ascontiguousarray(_order(x, at, descending)))
+    return wrap(contiguous(_order(x, at, descending)))
 
 
 @method
@@ -181,7 +181,7 @@ def topk(
     else:
         chosen = np.broadcast_to(np.arange(count), keys.shape[:-1] + (count,))
     order = _order(np.take_along_axis(keys, chosen, -1), keys.ndim - 1, largest)
-    index = np.ascontiguousarray(np.moveaxis(np.take_along_axis(chosen, order, -1), -1, at))
+    index = contiguous(np.moveaxis(np.take_along_axis(chosen, order, -1), -1, at))
     return Selected(_pick(input, index, at), wrap(index))
 
 
@@ -246,6 +246,7 @@ def nanmedian(input: Tensor, dim: int | None = None, keepdim: bool = False) -> A
 
 @method
 @full_precision
+@through_host
 def quantile(
     input: Tensor, q: Any, dim: int | None = None, keepdim: bool = False, *,
     interpolation: str = "linear",
@@ -300,6 +301,7 @@ def _between(q: Array, size: int, interpolation: str) -> tuple[Array, Array, Arr
 
 
 @method
+@through_host
 def mode(input: Tensor, dim: int = -1, keepdim: bool = False) -> Selected:
     """The commonest element along `dim`, the smallest of equally common ones, and a position."""
     x = expect_tensor("mode", "input", input)
@@ -347,6 +349,7 @@ def unique(
 
 
 @method
+@through_host
 def unique_consecutive(
     input: Tensor, return_inverse: bool = False, return_counts: bool = False,
     dim: int | None = None,
@@ -367,6 +370,7 @@ def unique_consecutive(
     return _packed([np.take(values, starts, at), inverse, counts], (return_inverse, return_counts))
 
 
+@through_host
 def isin(
     elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False
 ) -> Tensor:
@@ -389,6 +393,7 @@ def _side(name: str, right: bool, side: str | None) -> Any:
     return "right" if right or side == "right" else "left"
 
 
+@through_host
 def searchsorted(
     sorted_sequence: Tensor, input: Any, *, out_int32: bool = False, right: bool = False,
     side: str | None = None, sorter: Tensor | None = None,
@@ -439,6 +444,7 @@ def bucketize(
 
 
 @method
+@through_host
 def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
     """How often each of 0, 1, 2, ... occurs in the 1-D `input`; with weights: their sums."""
     x = expect_tensor("bincount", "input", input)
@@ -462,6 +468,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
 
 
 @method
+@through_host
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
     """How many elements fall in each of `bins` equal intervals of [min, max]; default: all.
 
@@ -578,6 +585,7 @@ class LogCumSumExp(Node):
 
 
 @method
+@through_host
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:
     """Running log of the sum of exponentials along `dim`, stable. Floating point only."""
     x = expect_tensor("logcumsumexp", "input", input)
@@ -602,12 +610,14 @@ def _running_extreme(name: str, ufunc: np.ufunc, input: Tensor, dim: int) -> Sel
 
 
 @method
+@through_host
 def cummax(input: Tensor, dim: int) -> Selected:
     """The largest element so far along `dim` and its position (the last of equals)."""
     return _running_extreme("cummax", np.maximum, input, dim)
 
 
 @method
+@through_host
 def cummin(input: Tensor, dim: int) -> Selected:
     """The smallest element so far along `dim` and its position (the last of equals)."""
     return _running_extreme("cummin", np.minimum, input, dim)

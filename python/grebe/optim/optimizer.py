@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _cpu
 from ..autograd import enable_grad
-from ..backend import Array, kernels, xp
+from ..backend import Array, kernels, like, xp
 from ..tensor import Tensor
 
 __all__ = ["Optimizer", "check_at_least_zero"]
@@ -301,5 +301,5 @@ def _state_for(param: Tensor, name: str, value: Any) -> Any:
             f"{tuple(param.shape)}"
         )
     copy = xp(param.array).empty_like(param.array)
-    copy[...] = value.array
+    copy[...] = like(value.array, param.array)
     return _cpu.wrap(copy)

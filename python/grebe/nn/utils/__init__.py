@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import _cpu
 from ...autograd import no_grad
-from ...backend import Array, kernels, like, on_host
+from ...backend import Array, is_capturing, kernels, like, on_host
 from ...ops.shape import cat
 from ...optim.optimizer import is_dense
 from ...tensor import Tensor
@@ -115,10 +115,30 @@ def clip_grad_norm_(
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
     """
     grads = _grads("clip_grad_norm_", parameters)
+    if is_capturing() and grads:
+        return _clip_on_device(grads, max_norm, norm_type)
     norm = get_total_norm(grads, norm_type, error_if_nonfinite)
     factor = float(max_norm) / (float(norm.array) + 1e-6)
     if not factor >= 1.0:  # NaN passes: the caller sees it in the gradients
         _rescale(grads, factor)
+    return norm
+
+
+def _clip_on_device(grads: list[Tensor], max_norm: float, norm_type: float) -> Tensor:
+    """For CUDA graphs, in which nobody can look at the norm: nothing is checked."""
+    if float(norm_type) != 2.0 or not all(map(_for_kernel, grads)):
+        raise RuntimeError(
+            "clip_grad_norm_: in a CUDA graph expected norm_type 2 and dense float32 or float64 "
+            f"gradients, got norm_type {norm_type}"
+        )
+    k = kernels(grads[0].array)
+    total = k.empty((1,), np.dtype(np.float64))
+    k.sum_squares([t.array for t in grads], total)
+    norm: Tensor = _cpu.wrap(total).reshape(()).sqrt().to(grads[0].dtype)
+    factor = (max_norm / (norm.double() + 1e-6)).clamp(max=1.0)
+    with no_grad():
+        for grad in grads:
+            grad.mul_(factor.to(grad.dtype))
     return norm
 
 
