@@ -59,6 +59,31 @@ def test_products_on_tensor_cores(layout: str, dtype: str, mode: Any) -> None:
     check_product(layout, dtype, 136, 72, 200)
 
 
+def test_tf32_on_request() -> None:
+    a, b = noise(160, 96), noise(96, 136, seed=1)
+    x, w = noise(2, 16, 9, 9), noise(32, 16, 3, 3, seed=1)
+    truth = [a.astype(np.float64) @ b, F.conv2d(*map(grebe.tensor, (x, w))).numpy()]
+
+    def errors() -> list[float]:
+        left, right, images, weight = (grebe.tensor(v).cuda() for v in (a, b, x, w))
+        got = [left @ right, F.conv2d(images, weight)]
+        return [
+            float(np.abs(y.cpu().double().numpy() - t).max() / np.abs(t).max())
+            for y, t in zip(got, truth, strict=True)
+        ]
+
+    try:
+        assert max(errors()) < 1e-6
+        grebe.set_float32_matmul_precision("high")
+        assert grebe.get_float32_matmul_precision() == "high"
+        assert all(1e-5 < e < 2e-3 for e in errors())
+    finally:
+        grebe.set_float32_matmul_precision("highest")
+    assert max(errors()) < 1e-6
+    with pytest.raises(ValueError, match="precision must be"):
+        grebe.set_float32_matmul_precision("low")
+
+
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_products_of_clusters(layout: str, dtype: str) -> None:

@@ -359,7 +359,7 @@ SELDOM_DEVICE float plain_sum(const A& a, int64_t i, const B& b, int64_t j, int6
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     multiply_windows(WindowRows<T> windows, const T* weight, const T* bias, T* y, Image strides,
-                     int64_t owners, int64_t channels, int64_t depth) {
+                     int64_t owners, int64_t channels, int64_t depth, bool exact) {
   using Tile = typename ConvTile<T>::template type<true, true>;
   const int64_t i0 = static_cast<int64_t>(blockIdx.x) * kTileSize,
                 j0 = static_cast<int64_t>(blockIdx.y) * kTileSize, group = blockIdx.z;
@@ -367,6 +367,7 @@ __global__ void __launch_bounds__(kThreads)
   const Operand<T> right{weight + group * channels * depth, depth, 1};
   Shared shared;
   Tile tile(shared);
+  if constexpr (Tile::kSplits) tile.exact = exact;
   tile.multiply(windows, i0, owners, right, j0, channels, 0, depth);
   tile.for_each_row([&](int row) {
     const int64_t i = i0 + row;
@@ -387,7 +388,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     multiply_gradients(WindowColumns<T> windows, const T* grad, int64_t groups, int64_t outputs,
-                       int64_t depth, int64_t pixels, int64_t part, float* partials) {
+                       int64_t depth, int64_t pixels, int64_t part, float* partials, bool exact) {
   using Tile = typename ConvTile<T>::template type<false, false>;
   const int64_t i0 = static_cast<int64_t>(blockIdx.x) * kTileSize,
                 j0 = static_cast<int64_t>(blockIdx.y) * kTileSize;
@@ -397,6 +398,7 @@ __global__ void __launch_bounds__(kThreads)
   const Operand<T> left{grad + group * outputs, 1, groups * outputs};
   Shared shared;
   Tile tile(shared);
+  if constexpr (Tile::kSplits) tile.exact = exact;
   tile.multiply(left, i0, outputs, windows, j0, depth, begin, end);
   float* to = partials + static_cast<int64_t>(blockIdx.z) * outputs * depth;
   tile.for_each([&](int i, int j, float sum) {
@@ -679,7 +681,8 @@ bool forward_on_tensor_cores(const Problem& p, const T* x, const T* w, const T* 
     const WindowRows<T> windows{windows_of(p, image)};
     launch("conv2d", multiply_windows<T>, wide_tiles_of(p.out_pixels(), p.outputs, p.groups),
            kThreads, ConvTile<T>::template type<true, true>::kSharedBytes, windows,
-           static_cast<const T*>(turned), bias, y, p.y, p.out_pixels(), p.outputs, depth);
+           static_cast<const T*>(turned), bias, y, p.y, p.out_pixels(), p.outputs, depth,
+           !tf32_allowed());
     return true;
   }
   return false;
@@ -705,7 +708,7 @@ bool grad_input_on_tensor_cores(const Problem& p, const T* grad, const T* w, T* 
     launch("conv2d", multiply_windows<T>, wide_tiles_of(p.in_pixels(), p.channels, p.groups),
            kThreads, ConvTile<T>::template type<true, true>::kSharedBytes, windows,
            static_cast<const T*>(turned), static_cast<const T*>(nullptr), gx, p.x, p.in_pixels(),
-           p.channels, depth);
+           p.channels, depth, !tf32_allowed());
     return true;
   }
   return false;
@@ -747,7 +750,7 @@ bool grad_weight_on_tensor_cores(const Problem& p, const T* grad, const T* x, T*
       launch("conv2d", multiply_gradients<T>, wide_tiles_of(p.outputs, depth, p.groups * parts),
              kThreads, ConvTile<T>::template type<false, false>::kSharedBytes,
              WindowColumns<T>{windows_of(p, image)}, gradient, p.groups, p.outputs, depth,
-             p.out_pixels(), part, partials);
+             p.out_pixels(), part, partials, !tf32_allowed());
     launch("conv2d", swap_dimensions<float, T>, blocks_for(rows * depth, kThreads), kThreads, 0,
            rows, p.taps(), p.channels, parts, static_cast<const float*>(partials), gw);
     return true;

@@ -36,6 +36,8 @@ struct Scope {
 };
 // 10 times the current device's: 80 for sm_80.
 int compute_capability();
+// May float32 operands of products be read as TF32 (10 bits of mantissa)?
+bool tf32_allowed();
 // How many blocks run at once that fill a multiprocessor each.
 int multiprocessors();
 [[noreturn]] void unsupported(const char* name, DType dtype);

@@ -2,7 +2,7 @@
 //
 // Idea: a block computes one tile of c (gemm.cuh). Operands that are dense along one dimension and
 // aligned go to tensor cores, 16-bit ones directly, float32 as sums of TF32 numbers that keep its
-// accuracy; everything else is multiplied by ordinary FMAs. Products with a vector are sums along
+// accuracy, or rounded to one if that is allowed; everything else is multiplied by ordinary FMAs. Products with a vector are sums along
 // rows or columns, a warp or a tile of threads each. Where the tiles of c do not fill the device, k
 // is cut into parts, whose sums a second kernel adds in order.
 //
@@ -35,6 +35,7 @@ struct Problem {
   const T* bias;
   int64_t bias_row, bias_column;
   bool relu;
+  bool exact = true;  // float32 operands keep their digits on tensor cores
   Batch batch;
   int64_t parts, part;  // k is cut into `parts` of `part` elements
   Wide<T>* partials;  // [batch, parts, m, n]
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(kThreads) matmul_tiles(Problem<T> p, int64_t t
   const Item<T> item = item_of(p, blockIdx.z);
   Shared shared;
   Tile tile(shared);
+  if constexpr (Tile::kSplits) tile.exact = p.exact;
   tile.multiply(item.a, i0, p.m, item.b, j0, p.n, begin, end);
   Wide<T>* partial = p.partials + (blockIdx.z * p.parts + part) * p.m * p.n;
   tile.for_each([&](int i, int j, Wide<T> sum) {
@@ -491,6 +493,7 @@ void multiply(const View& a, const View& b, const View& bias, const View& c, int
   p.bias_row = bias.ndim == 2;  // a column
   p.bias_column = bias.ndim == 1;
   p.relu = activation == 1;
+  p.exact = !tf32_allowed();
   p.batch = batch_of(a, a_core, b, b_core, c);
   if (p.m == 0 || p.n == 0 || p.batch.count == 0) return;
   fold_batch_into_rows(p);

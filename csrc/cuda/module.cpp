@@ -185,6 +185,9 @@ int compute_capability() {
 #endif
 }
 
+static bool g_tf32 = false;
+bool tf32_allowed() { return g_tf32; }
+
 int multiprocessors() {
 #ifdef GREBE_EMULATE
   return 2;
@@ -481,6 +484,7 @@ PYBIND11_MODULE(GREBE_MODULE, m) {
   if (PyModule_AddFunctions(m.ptr(), g_methods) != 0) throw py::error_already_set();
   m.def("set_device", &set_device);
   m.def("probe", &run_probe);
+  m.def("allow_tf32", [](bool allowed) { grebe::cuda::g_tf32 = allowed; });
   m.def("set_bfloat16", [](int type_number) { g_bfloat16 = type_number; });
 #ifdef GREBE_EMULATE
   m.def("set_options", &set_options, py::arg("lazy"), py::arg("seed"), py::arg("capability") = 90);

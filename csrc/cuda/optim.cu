@@ -153,8 +153,8 @@ void step(const char* name, const Views (&lists)[kStreams], const Options& o,
   });
   const Rule<double> twice(o);
   for_each_launch(lists, DType::kFloat64, [&](const Tensors& t, int64_t chunks) {
-    launch(name, update<double, Rule<double>>, static_cast<unsigned>(chunks), kThreads, 0, t,
-           twice, corrections);
+    launch(name, update<double, Rule<double>>, static_cast<unsigned>(chunks), kThreads, 0, t, twice,
+           corrections);
   });
 }
 

@@ -122,9 +122,21 @@ def load_cuda(kind: type[Cuda] = Cuda) -> str:
         try:
             _cuda, _no_cuda = kind(), ""
             _cuda.kernels.set_bfloat16(bfloat16.num)
+            _cuda.kernels.allow_tf32(_tf32)
         except Exception as error:  # CuPy has errors of its own for a driver that does not answer
             _no_cuda = f"{type(error).__name__}: {error}"
     return _no_cuda
+
+
+_tf32 = False
+
+
+def allow_tf32(allowed: bool) -> None:
+    """May a GPU read float32 operands of products as TF32? Holds for GPUs found later, too."""
+    global _tf32
+    _tf32 = allowed
+    if _cuda is not None:
+        _cuda.kernels.allow_tf32(allowed)
 
 
 def unload_cuda() -> None:

@@ -16,19 +16,55 @@ import numpy as np
 from .. import _cpu
 from .._cpu import Node, TensorBase, grad_enabled, record, wrap
 from ..amp import STATE, lowered
-from ..backend import Array, as_storage, bfloat16, contiguous, empty, is_on_cuda, kernels, readable
+from ..backend import (
+    Array,
+    allow_tf32,
+    as_storage,
+    bfloat16,
+    contiguous,
+    empty,
+    is_on_cuda,
+    kernels,
+    readable,
+)
 from ..tensor import Tensor, expect_tensor, method
 from .elementwise import add, mul, unbroadcast
 
 __all__ = [
-    "addmm", "addmv", "baddbmm", "bmm", "dot", "einsum", "inner", "matmul", "mm", "mv", "outer",
-    "tensordot", "vdot",
+    "addmm", "addmv", "baddbmm", "bmm", "dot", "einsum", "get_float32_matmul_precision", "inner",
+    "matmul", "mm", "mv", "outer", "set_float32_matmul_precision", "tensordot", "vdot",
 ]  # fmt: skip
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
 _DTYPES = (_FLOAT32, _FLOAT64, bfloat16)  # the kernel's
 _NO_ACTIVATION = 0
+
+
+# ---- precision ----
+
+_precision = "highest"
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """How a GPU reads the float32 operands of matrix products and convolutions.
+
+    "highest", the default: with all their digits. "high" or "medium": rounded to TF32 (10 bits of
+    mantissa) on tensor cores, several times as fast. The CPU always keeps all digits.
+    """
+    global _precision
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(
+            "set_float32_matmul_precision: precision must be 'highest', 'high' or 'medium', got "
+            f"{precision!r}"
+        )
+    _precision = precision
+    allow_tf32(precision != "highest")
+
+
+def get_float32_matmul_precision() -> str:
+    """What `set_float32_matmul_precision` has set."""
+    return _precision
 
 
 # ---- arrays ----
