@@ -84,6 +84,61 @@ struct Adam {
   }
 };
 
+struct AdamaxOptions {
+  double step_size, beta1, beta2, eps, weight_decay;
+  bool maximize;
+};
+
+template <class V>
+struct Adamax {
+  using T = scalar<V>;
+  Gradient<V> gradient;
+  T step_size, fresh1, beta2, eps;
+  explicit Adamax(const AdamaxOptions& o)
+      : gradient(o.maximize, o.weight_decay),
+        step_size(static_cast<T>(o.step_size)),
+        fresh1(static_cast<T>(1 - o.beta1)),
+        beta2(static_cast<T>(o.beta2)),
+        eps(static_cast<T>(o.eps)) {}
+  FORMULA void operator()(V* v) const {
+    const V g = gradient(v);
+    V &m = v[kState1], &largest = v[kState2];
+    m = fma(g - m, splat(fresh1), m);
+    largest = max_nan(largest * beta2, abs(g) + eps);
+    v[kParam] = fma(m / largest, splat(-step_size), v[kParam]);
+  }
+};
+
+struct NadamOptions {
+  double grad_step, momentum_step, beta1, beta2, eps, weight_decay, decay, correction2;
+  bool maximize;
+};
+
+template <class V>
+struct Nadam {
+  using T = scalar<V>;
+  Gradient<V> gradient;
+  T grad_step, momentum_step, fresh1, beta2, fresh2, eps, decay, scale;
+  explicit Nadam(const NadamOptions& o)
+      : gradient(o.maximize, o.weight_decay),
+        grad_step(static_cast<T>(o.grad_step)),
+        momentum_step(static_cast<T>(o.momentum_step)),
+        fresh1(static_cast<T>(1 - o.beta1)),
+        beta2(static_cast<T>(o.beta2)),
+        fresh2(static_cast<T>(1 - o.beta2)),
+        eps(static_cast<T>(o.eps)),
+        decay(static_cast<T>(o.decay)),
+        scale(static_cast<T>(1 / o.correction2)) {}
+  FORMULA void operator()(V* v) const {
+    const V g = gradient(v);
+    V &m = v[kState1], &s = v[kState2];
+    m = fma(g - m, splat(fresh1), m);
+    s = fma(s, splat(beta2), g * g * fresh2);
+    const V step = fma(g, splat(grad_step), m * momentum_step);
+    v[kParam] = v[kParam] * decay - step / fma(sqrt(s), splat(scale), splat(eps));
+  }
+};
+
 struct AdagradOptions {
   double lr, weight_decay, eps;
   bool maximize;

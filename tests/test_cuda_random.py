@@ -88,6 +88,9 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("AdamW", {"lr": 0.01}),
     ("Adagrad", {"lr": 0.1}),
     ("RMSprop", {"lr": 0.01, "momentum": 0.5, "centered": True}),
+    ("Adamax", {}),
+    ("NAdam", {}),
+    ("RAdam", {"betas": (0.9, 0.9)}),
     ("Adadelta", {}),
 ]
 

@@ -98,6 +98,44 @@ def adadelta(p: Any, g: Any, s: State, t: int, o: State) -> Any:
     return p - o["lr"] * step
 
 
+def adamax(p: Any, g: Any, s: State, t: int, o: State) -> Any:
+    g = g + o.get("weight_decay", 0) * p
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["u"] = np.maximum(0.999 * s.get("u", 0), np.abs(g) + 1e-8)
+    return p - o["lr"] / (1 - 0.9**t) * s["m"] / s["u"]
+
+
+def nadam(p: Any, g: Any, s: State, t: int, o: State) -> Any:
+    decay = o.get("weight_decay", 0)
+    if o.get("decoupled_weight_decay"):
+        p = p * (1 - o["lr"] * decay)
+    else:
+        g = g + decay * p
+    now, following = (0.9 * (1 - 0.5 * 0.96 ** (k * 4e-3)) for k in (t, t + 1))
+    s["all"] = s.get("all", 1.0) * now
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["v"] = 0.999 * s.get("v", 0) + 0.001 * g * g
+    step = (1 - now) / (1 - s["all"]) * g + following / (1 - s["all"] * following) * s["m"]
+    return p - o["lr"] * step / (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-8)
+
+
+def radam(p: Any, g: Any, s: State, t: int, o: State) -> Any:
+    beta2, decay = o.get("betas", (0.9, 0.999))[1], o.get("weight_decay", 0)
+    if o.get("decoupled_weight_decay"):
+        p = p * (1 - o["lr"] * decay)
+    else:
+        g = g + decay * p
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["v"] = beta2 * s.get("v", 0) + (1 - beta2) * g * g
+    most = 2 / (1 - beta2) - 1
+    r = most - 2 * t * beta2**t / (1 - beta2**t)
+    step = s["m"] / (1 - 0.9**t)
+    if r > 5:
+        ratio = (r - 4) * (r - 2) * most / ((most - 4) * (most - 2) * r)
+        step = step * np.sqrt(ratio * (1 - beta2**t)) / (np.sqrt(s["v"]) + 1e-8)
+    return p - o["lr"] * step
+
+
 Rule = Callable[[Any, Any, State, int, State], Any]
 CASES: list[tuple[type[optim.Optimizer], Rule, State]] = [
     (optim.SGD, sgd, {"lr": 0.1}),
@@ -111,6 +149,12 @@ CASES: list[tuple[type[optim.Optimizer], Rule, State]] = [
     (optim.Adam, adam, {"lr": 0.1, "capturable": True}),
     (optim.AdamW, adamw, {"lr": 0.1}),
     (optim.AdamW, adamw, {"lr": 0.1, "weight_decay": 0.3, "amsgrad": True}),
+    (optim.Adamax, adamax, {"lr": 0.1}),
+    (optim.Adamax, adamax, {"lr": 0.1, "weight_decay": 0.1}),
+    (optim.NAdam, nadam, {"lr": 0.1, "weight_decay": 0.1}),
+    (optim.NAdam, nadam, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (optim.RAdam, radam, {"lr": 0.1, "betas": (0.9, 0.95)}),
+    (optim.RAdam, radam, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     (optim.Adagrad, adagrad, {"lr": 0.1}),
     (optim.Adagrad, adagrad, {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.5}),
     (optim.RMSprop, rmsprop, {"lr": 0.1}),
@@ -283,6 +327,9 @@ def test_errors() -> None:
         (optim.Adam, {"betas": (1.0, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
         (optim.AdamW, {"betas": (0.9, -0.1)}, "Invalid beta parameter at index 1: -0.1"),
         (optim.Adam, {"eps": -1.0}, "Invalid epsilon value: -1.0"),
+        (optim.RAdam, {"lr": -1.0}, "Invalid learning rate: -1.0"),
+        (optim.NAdam, {"momentum_decay": -1.0}, "Invalid momentum_decay value: -1.0"),
+        (optim.LBFGS, {"lr": -1.0}, "Invalid learning rate: -1.0"),
         (optim.Adagrad, {"lr_decay": -1.0}, "Invalid lr_decay value: -1.0"),
         (optim.RMSprop, {"alpha": -1.0}, "Invalid alpha value: -1.0"),
         (optim.Adadelta, {"rho": 1.5}, "Invalid rho value: 1.5"),
@@ -421,3 +468,27 @@ def test_schedule_checkpoint_and_errors() -> None:
     fresh = optim.SGD([p], lr=1.0)
     with pytest.raises(KeyError, match="initial_lr"):
         lr_scheduler.StepLR(fresh, 2, last_epoch=3)
+
+
+def test_lbfgs_finds_a_valley() -> None:
+    x = grebe.tensor([-1.2, 1.0], dtype=grebe.float64, requires_grad=True)
+    optimizer = optim.LBFGS([x], line_search_fn="strong_wolfe")
+
+    def closure() -> grebe.Tensor:
+        optimizer.zero_grad()
+        loss = 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    np.testing.assert_allclose(x.tolist(), [1, 1], atol=1e-4)  # the slope is below 1e-9
+    content = optim.LBFGS([x], tolerance_grad=1.0)
+    content.step(closure)
+    assert content.state[x]["func_evals"] == 1
+    with pytest.raises(TypeError, match="needs a closure"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="only 'strong_wolfe'"):
+        optim.LBFGS([x], line_search_fn="armijo")
+    with pytest.raises(ValueError, match="parameter groups"):
+        optim.LBFGS([{"params": [x]}, {"params": [grebe.ones(1, requires_grad=True)]}])

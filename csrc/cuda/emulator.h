@@ -346,7 +346,7 @@ inline std::string deadlock() {
 }
 
 inline void start(Fiber& f, char* stack) {
-  ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);  // of frames that were never left
+  ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);  // frames that were never left
   void** top = reinterpret_cast<void**>(stack + kStackBytes);
   *--top = nullptr;  // keeps the stack aligned as after a call
   *--top = reinterpret_cast<void*>(&run_fiber);
@@ -405,7 +405,10 @@ struct Mapping {
     data = static_cast<char*>(p);
   }
   Mapping(const Mapping&) = delete;
-  ~Mapping() { munmap(data, bytes); }
+  ~Mapping() {
+    ASAN_UNPOISON_MEMORY_REGION(data, bytes);  // others get this memory next
+    munmap(data, bytes);
+  }
 };
 
 // Runs kernel(arguments...) over the grid, `cluster` neighbouring blocks along x at a time. Throws

@@ -186,6 +186,20 @@ void adam_step(Views params, Views grads, Views exp_avgs, Views exp_avg_sqs, Vie
              data<const double>(corrections));
 }
 
+void adamax_step(Views params, Views grads, Views exp_avgs, Views exp_infs, double step_size,
+                 double beta1, double beta2, double eps, double weight_decay, bool maximize) {
+  step<Adamax>("Adamax", {params, grads, exp_avgs, exp_infs, {}},
+               AdamaxOptions{step_size, beta1, beta2, eps, weight_decay, maximize});
+}
+
+void nadam_step(Views params, Views grads, Views exp_avgs, Views exp_avg_sqs, double grad_step,
+                double momentum_step, double beta1, double beta2, double eps, double weight_decay,
+                double decay, double correction2, bool maximize) {
+  step<Nadam>("NAdam", {params, grads, exp_avgs, exp_avg_sqs, {}},
+              NadamOptions{grad_step, momentum_step, beta1, beta2, eps, weight_decay, decay,
+                           correction2, maximize});
+}
+
 void adagrad_step(Views params, Views grads, Views sums, double lr, double weight_decay, double eps,
                   bool maximize) {
   step<Adagrad>("Adagrad", {params, grads, sums, {}, {}},

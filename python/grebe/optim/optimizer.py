@@ -293,6 +293,8 @@ def _state_for(param: Tensor, name: str, value: Any) -> Any:
     """A copy of one state value in the dtype and layout of its parameter."""
     if name == "step":
         return int(value)
+    if name == "mu_product":
+        return float(value)
     if not isinstance(value, Tensor):
         return deepcopy(value)
     if tuple(value.shape) != tuple(param.shape):

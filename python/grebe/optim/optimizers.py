@@ -17,10 +17,10 @@ from ..ops.shape import stack
 from ..tensor import Tensor
 from .optimizer import Batch, Optimizer, ParamsT, check_at_least_zero
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]  # more in variants.py
 
 
-def _next_step(state: dict[str, Any]) -> int:
+def next_step(state: dict[str, Any]) -> int:
     """Number of the coming update; parameters at the same number share their bias corrections."""
     return int(state.get("step", 0)) + 1
 
@@ -43,7 +43,7 @@ def _step_tensor(name: str, batch: Batch) -> Tensor:
     return made
 
 
-def _check_capture(name: str) -> None:
+def check_capture(name: str) -> None:
     """For rules whose steps depend on their number."""
     if is_capturing():
         raise RuntimeError(
@@ -52,7 +52,7 @@ def _check_capture(name: str) -> None:
         )
 
 
-def _check_betas(betas: tuple[float, float]) -> None:
+def check_betas(betas: tuple[float, float]) -> None:
     for i, beta in enumerate(betas):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
@@ -173,7 +173,7 @@ class Adam(Optimizer):
             raise ValueError(f"Invalid learning rate: {lr}")
         if not eps >= 0.0:
             raise ValueError(f"Invalid epsilon value: {eps}")
-        _check_betas(betas)
+        check_betas(betas)
         check_at_least_zero(weight_decay=weight_decay)
         super().__init__(
             params,
@@ -198,8 +198,8 @@ class Adam(Optimizer):
                     corrections = stack([lr / (1 - beta1**t), (1 - beta2**t).sqrt()])
                 self._update_batch(group, batch, corrections.array, 0.0, 1.0)
             return
-        _check_capture(name)
-        for count, batch in self.batches(group, _next_step):
+        check_capture(name)
+        for count, batch in self.batches(group, next_step):
             batch.count(count)
             step_size, correction2 = lr / (1 - beta1**count), math.sqrt(1 - beta2**count)
             self._update_batch(group, batch, None, step_size, correction2)
@@ -318,8 +318,8 @@ class Adagrad(Optimizer):
 
     def _update(self, group: dict[str, Any]) -> None:
         if group["lr_decay"]:
-            _check_capture("Adagrad with lr_decay")
-        for step, batch in self.batches(group, _next_step):
+            check_capture("Adagrad with lr_decay")
+        for step, batch in self.batches(group, next_step):
             batch.count(step)
             fresh = [state for state in batch.states if "sum" not in state]
             sums = batch.state("sum")
@@ -389,7 +389,7 @@ class RMSprop(Optimizer):
         )
 
     def _update(self, group: dict[str, Any]) -> None:
-        for step, batch in self.batches(group, _next_step):
+        for step, batch in self.batches(group, next_step):
             batch.count(step)
             batch.kernels.rmsprop_step(
                 batch.params,
@@ -449,7 +449,7 @@ class Adadelta(Optimizer):
         )
 
     def _update(self, group: dict[str, Any]) -> None:
-        for step, batch in self.batches(group, _next_step):
+        for step, batch in self.batches(group, next_step):
             batch.count(step)
             batch.kernels.adadelta_step(
                 batch.params,
