@@ -147,7 +147,7 @@ void set_sizes(WarpgroupProblem<typename Tile::T>& p, int64_t m, int64_t n, int6
 template <int kN, class T>
 void launch_windows(const Windows2d& q, const T* image, const T* weight, const T* bias, T* y,
                     const int64_t (&strides)[4], int64_t columns) {
-  using Tile = WarpgroupTile<T, kN, true, true>;
+  using Tile = WarpgroupTile<T, kN, true, true, 1, true>;
   const int64_t depth = q.kernel[0] * q.kernel[1] * q.channels;
   WarpgroupProblem<T> p{};
   set_sizes<Tile>(p, q.batch * q.rows * q.columns, columns, depth, depth);

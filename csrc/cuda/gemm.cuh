@@ -364,13 +364,6 @@ struct Tf32Tile : WarpTiles<Tf32Tile<kAAlongK, kBAlongK>, float, 16, kAAlongK, k
   bool exact = true;  // else only what TF32 holds of the operands
 
   DEVICE void multiply_slice(const float* a, const float* b) {
-    if (exact)
-      multiply_parts<true>(a, b);
-    else
-      multiply_parts<false>(a, b);
-  }
-  template <bool kExact>
-  DEVICE void multiply_parts(const float* a, const float* b) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float part[Base::kTilesM][Base::kTilesN][4] = {};
 #pragma unroll
@@ -394,14 +387,16 @@ struct Tf32Tile : WarpTiles<Tf32Tile<kAAlongK, kBAlongK>, float, 16, kAAlongK, k
           high[e] = s.high;
           low[e] = s.low;
         }
+        if (exact) {
 #pragma unroll
-        for (int j = 0; j < Base::kTilesN; ++j) {
-          if (kExact) {
+          for (int j = 0; j < Base::kTilesN; ++j) {
             multiply_tf32(part[i][j], low, b_high[j][0], b_high[j][1]);
             multiply_tf32(part[i][j], high, b_low[j][0], b_low[j][1]);
           }
-          multiply_tf32(part[i][j], high, b_high[j][0], b_high[j][1]);
         }
+#pragma unroll
+        for (int j = 0; j < Base::kTilesN; ++j)
+          multiply_tf32(part[i][j], high, b_high[j][0], b_high[j][1]);
       }
     }
 #pragma unroll

@@ -51,8 +51,10 @@ struct Ring {
 };
 
 // kAAlongK: elements of a that are neighbours in memory are neighbours in k, else in m; so for b.
-// kBlocks: of a cluster, 1 or 2; with 2 there is an even number of rows of tiles.
-template <class Element, int kColumns, bool kAAlongK, bool kBAlongK, int kBlocks = 1>
+// kBlocks: of a cluster, 1 or 2; with 2 there is an even number of rows of tiles. kImages: c may come in
+// planes, and its columns may be apart.
+template <class Element, int kColumns, bool kAAlongK, bool kBAlongK, int kBlocks = 1,
+          bool kImages = false>
 struct WarpgroupTile {
   using T = Element;
   static constexpr int kM = 128, kN = kColumns, kDepth = 64, kGroup = 8;
@@ -183,13 +185,12 @@ struct WarpgroupTile {
   }
   // The calling warp has read a stage.
   static DEVICE void release(uint64_t* stage) {
-    if (threadIdx.x % 32 != 0) return;
-    if constexpr (kCluster == 1) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    if (lane >= kCluster) return;
+    if constexpr (kCluster == 1)
       mbarrier_arrive(stage);
-    } else {
-#pragma unroll
-      for (int rank = 0; rank < kCluster; ++rank) mbarrier_arrive_in(stage, rank);
-    }
+    else
+      mbarrier_arrive_in(stage, lane);
   }
   DEVICE void multiply(float (&sum)[kN / 2], Ring<kStages>& ring, int slices) {
     const int row = consumer() * 64;
@@ -220,7 +221,7 @@ struct WarpgroupTile {
       multiply(sum, ring, w.slices());
       if (p.partials)
         write_partial(sum, w);
-      else if (p.c_column != 1)
+      else if (kImages && p.c_column != 1)
         write_apart(sum, w);
       else
         write(sum, w);
@@ -246,13 +247,14 @@ struct WarpgroupTile {
     }
   }
 
-  DEVICE T* row_of(const Work& w, int i) const {
+  DEVICE T* row_of(T* c, int i) const {
+    if constexpr (!kImages) return c + i * p.c_row;
     const int64_t plane = p.plane(i);
-    return p.c + w.item * p.c_item + plane * p.c_plane + (i - plane * p.plane.divisor) * p.c_row;
+    return c + plane * p.c_plane + (i - plane * p.plane.divisor) * p.c_row;
   }
-  DEVICE float finish(const Work& w, int i, int j, float sum) const {
+  DEVICE float finish(T* c, int i, int j, float sum) const {
     if (i >= p.m || j >= p.n) return 0;
-    if (p.beta != 0) sum += p.beta * widen(row_of(w, i)[j * p.c_column]);
+    if (p.beta != 0) sum += p.beta * widen(row_of(c, i)[kImages ? j * p.c_column : j]);
     if (p.bias) sum += widen(p.bias[i * p.bias_row + j * p.bias_column]);
     return p.relu ? select(sum <= 0, 0.0f, sum) : sum;
   }
@@ -263,12 +265,12 @@ struct WarpgroupTile {
     for (int half = 0; half < 2; ++half) {
       const int i = first_row(w) + lane / 4 + half * 8;
       if (i >= p.m) continue;
-      T* row = row_of(w, i);
+      T* row = row_of(p.c, i);
 #pragma unroll
       for (int e = 0; e < kN / 4; ++e) {
         const int j = w.j + e / 2 * 8 + lane % 4 * 2 + e % 2;
         const float result = sum[e / 2 * 4 + half * 2 + e % 2];
-        if (j < p.n) row[j * p.c_column] = narrow<T>(finish(w, i, j, result));
+        if (j < p.n) row[j * p.c_column] = narrow<T>(finish(p.c, i, j, result));
       }
     }
   }
@@ -277,6 +279,7 @@ struct WarpgroupTile {
 
   DEVICE void write(const float (&sum)[kN / 2], const Work& w) const {
     const int lane = threadIdx.x % 32, i = first_row(w);
+    T* c = p.c + w.item * p.c_item;
     T* mine = out + (static_cast<int>(threadIdx.x) - kProducers) / 32 * kOutElements;
 #pragma unroll
     for (int first = 0; first < kN; first += 64) {
@@ -288,8 +291,8 @@ struct WarpgroupTile {
           const int row = i + lane / 4 + e % 2 * 8;
           const int column = w.j + first + j + e / 2 * 8 + lane % 4 * 2;
           const float* pair = sum + (first + j + e / 2 * 8) / 2 + e % 2 * 2;
-          const T narrowed[2] = {narrow<T>(finish(w, row, column, pair[0])),
-                                 narrow<T>(finish(w, row, column + 1, pair[1]))};
+          const T narrowed[2] = {narrow<T>(finish(c, row, column, pair[0])),
+                                 narrow<T>(finish(c, row, column + 1, pair[1]))};
           memcpy(r + e, narrowed, 4);
         }
         store_matrices(mine + place(lane % 16, j / 8 + lane / 16), r);
@@ -298,14 +301,14 @@ struct WarpgroupTile {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const int row = n * 4 + lane / 8, chunk = lane % 8;
-        write_chunk(w, i + row, w.j + first + chunk * 8, mine + place(row, chunk));
+        write_chunk(c, i + row, w.j + first + chunk * 8, mine + place(row, chunk));
       }
       __syncwarp();
     }
   }
-  DEVICE void write_chunk(const Work& w, int i, int j, const T* chunk) const {
+  DEVICE void write_chunk(T* c, int i, int j, const T* chunk) const {
     if (i >= p.m) return;
-    T* to = row_of(w, i) + j;
+    T* to = row_of(c, i) + j;
     if (p.wide && j + 8 <= p.n) {
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(chunk);
     } else {
@@ -319,10 +322,10 @@ struct WarpgroupTile {
 template <class Tile, class Bring>
 DEVICE void run_warpgroups(Tile& tile, Bring bring_slices) {
   if (threadIdx.x < Tile::kProducers) {
-    shrink_registers<24>();
+    shrink_registers<40>();
     if (threadIdx.x == 0) tile.produce(bring_slices);
   } else {
-    grow_registers<240>();
+    grow_registers<232>();
     tile.consume();
   }
   tile.finish_cluster();
